@@ -1,0 +1,1 @@
+"""Backends: one package or module for each kind of hypervisor pool; none of them knows the broker."""
