@@ -1,0 +1,1 @@
+"""The workspace broker: leases of VMs over named pools, behind one gRPC API."""

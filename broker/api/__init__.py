@@ -1,0 +1,1 @@
+"""Protobuf in, protobuf out; says who the caller is and decides nothing."""

@@ -1,0 +1,329 @@
+"""The things the broker keeps: workspaces, their nodes, and the tasks under way on them.
+
+All are frozen values; a change is a new value put in place of the old one in one transaction (broker/book.py).
+Instants are aware UTC datetimes of whole microseconds; amounts are integers in one unit a resource (cpu in
+milli-cores, memory and disk in MiB). `end_time` None is open-ended: no end, not a far one.
+Nothing here decides anything: the rules stand in lifecycle.py, placement.py and accounting.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from broker.core.errors import Failure
+from broker.core.placement import Placement
+
+
+class State(StrEnum):
+    """Life cycle of a workspace and of each of its nodes; the names are those of the API."""
+
+    PENDING = "PENDING"
+    RESERVED = "RESERVED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    PAUSING = "PAUSING"
+    PAUSED = "PAUSED"
+    SUSPENDING = "SUSPENDING"
+    SUSPENDED = "SUSPENDED"
+    STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+    RESUMING = "RESUMING"
+    REBOOTING = "REBOOTING"
+    SAVING = "SAVING"
+    TERMINATING = "TERMINATING"
+    TERMINATED = "TERMINATED"
+    EXPIRED = "EXPIRED"
+    FAILED = "FAILED"
+
+    @property
+    def final(self) -> bool:
+        """Whether it is one of the three that hold nothing."""
+        return self in FINAL
+
+    @property
+    def moving(self) -> bool:
+        """Whether it moves on by itself (its name ends in -ING and it waits for nothing)."""
+        return self in MOVING
+
+
+FINAL = frozenset({State.TERMINATED, State.EXPIRED, State.FAILED})
+MOVING = frozenset(
+    {
+        State.STARTING,
+        State.PAUSING,
+        State.SUSPENDING,
+        State.STOPPING,
+        State.RESUMING,
+        State.REBOOTING,
+        State.SAVING,
+        State.TERMINATING,
+    }
+)
+RESTING = frozenset({State.RUNNING, State.PAUSED, State.SUSPENDED, State.STOPPED})
+
+
+class Cause(StrEnum):
+    """Why the state is what it is."""
+
+    REQUESTED = "REQUESTED"
+    LEASE = "LEASE"
+    PREEMPTED = "PREEMPTED"
+    BACKEND = "BACKEND"
+    OPERATOR = "OPERATOR"
+    ERROR = "ERROR"
+
+
+class EndAction(StrEnum):
+    """What happens to the nodes when the lease ends."""
+
+    TERMINATE = "TERMINATE"
+    SUSPEND = "SUSPEND"
+    SAVE = "SAVE"
+
+
+class NoticeKind(StrEnum):
+    """What a notice is about."""
+
+    ENDING = "ENDING"
+    PREEMPTION = "PREEMPTION"
+    AT_RISK = "AT_RISK"
+    STUCK = "STUCK"
+    DEGRADED = "DEGRADED"
+
+
+class ValueKind(StrEnum):
+    """Which kind of value a parameter carries; the names are those of the API."""
+
+    STRING = "STRING"
+    INT = "INT"
+    DOUBLE = "DOUBLE"
+    BOOL = "BOOL"
+    DURATION = "DURATION"  # float seconds
+    TIMESTAMP = "TIMESTAMP"  # RFC 3339 text
+    STRING_LIST = "STRING_LIST"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypedValue:
+    """A parameter's value together with its kind."""
+
+    kind: ValueKind
+    value: bool | int | float | str | tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """When capacity is wanted. Nothing set: as soon as possible, for the pool's default duration."""
+
+    start_time: datetime | None = None
+    duration: timedelta | None = None
+    earliest_start_time: datetime | None = None
+    deadline: datetime | None = None
+    open_ended: bool = False
+    end_action: EndAction = EndAction.TERMINATE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nic:
+    """A wanted interface."""
+
+    network: str
+    name: str = ""
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """A wanted extra disk: from an image, or blank."""
+
+    image: str = ""
+    size_mib: int = 0
+    device: str = ""
+    read_only: bool = False
+    save_as: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSet:
+    """count identical nodes. `amounts` is what a guest gets: the instance type's with the request's own on top."""
+
+    name: str = ""
+    count: int = 1
+    min_count: int = 0
+    image: str = ""
+    instance_type: str = ""
+    own_amounts: dict[str, int] = field(default_factory=dict)  # as asked, beside the instance type
+    amounts: dict[str, int] = field(default_factory=dict)
+    user_data: bytes = b""
+    ssh_public_keys: tuple[str, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    host_selector: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    placement: Placement | None = None
+    pool: str = ""
+    save_as: str = ""
+
+    @property
+    def networks(self) -> dict[str, int]:
+        """Addresses one node takes, by network."""
+        taken: dict[str, int] = {}
+        for nic in self.nics:
+            taken[nic.network] = taken.get(nic.network, 0) + max(1, len(nic.addresses))
+        return taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenNic:
+    """An interface as the backend showed it."""
+
+    network: str
+    name: str = ""
+    addresses: tuple[str, ...] = ()
+    mac: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One VM of a workspace.
+
+    `held` and `pool_held` are what it takes of its host and of its pool (overhead included) while it holds anything.
+    `target_host` is a second host it holds while it moves there.
+    """
+
+    index: int
+    set_index: int
+    pool: str
+    host: str
+    held: dict[str, int]
+    pool_held: dict[str, int]
+    state: State
+    cause: Cause = Cause.REQUESTED
+    backend_id: str = ""
+    released: bool = False  # seen to have let go of cpu, memory and extras
+    target_host: str = ""
+    failed_hosts: tuple[str, ...] = ()  # hosts that could not start it, during its first start
+    nics: tuple[SeenNic, ...] = ()
+    observe_time: datetime | None = None
+    last_error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something its owner should know in time; it stays until it no longer holds."""
+
+    kind: NoticeKind
+    time: datetime
+    due_time: datetime | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """A lease of one or more VMs, placed all or nothing."""
+
+    uid: str
+    tenant: str
+    id: str
+    create_time: datetime
+    node_sets: tuple[NodeSet, ...]
+    terms: Terms
+    state: State
+    nodes: tuple[Node, ...]
+    display_name: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    pool: str = ""  # the pool of the sets that name none
+    requested_pool: str = ""
+    parameters: dict[str, TypedValue] = field(default_factory=dict)
+    optional_parameters: tuple[str, ...] = ()
+    ignored_parameters: tuple[str, ...] = ()
+    initial_state: State = State.RUNNING
+    cause: Cause = Cause.REQUESTED
+    start_time: datetime | None = None  # when its capacity is, or was, due
+    prepare_time: datetime | None = None
+    actual_start_time: datetime | None = None
+    end_time: datetime | None = None
+    final_time: datetime | None = None
+    last_error: Failure | None = None
+    notices: tuple[Notice, ...] = ()
+    revision: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its full resource name."""
+        return f"tenants/{self.tenant}/workspaces/{self.id}"
+
+    @property
+    def etag(self) -> str:
+        """Changes with every change of the workspace."""
+        return f"r{self.revision}"
+
+    @property
+    def started(self) -> bool:
+        """Whether its first start has succeeded."""
+        return self.actual_start_time is not None
+
+    def node_set(self, node: Node) -> NodeSet:
+        """The set a node belongs to."""
+        return self.node_sets[node.set_index]
+
+
+NodeKey = tuple[str, int]
+"""(workspace uid, node index)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is under way on one node: a row, committed before each step is tried.
+
+    `position` counts the steps the backend has accepted; past the last one the task waits until the node is seen to
+    be where the action leads. `attempt` counts tries of the present step, from 1. `unsure`: a try may have been
+    carried out, so the node is looked for before the step is tried again.
+    """
+
+    uid: str
+    index: int
+    pool: str
+    action: str
+    steps: tuple[str, ...]
+    position: int = 0
+    attempt: int = 0
+    unsure: bool = False
+    create_time: datetime
+    deadline: datetime | None  # None: goes on until it is done
+    next_attempt_time: datetime | None = None
+    last_error: Failure | None = None
+    force: bool = False
+    back_to: State | None = None  # SAVING: the state it came from
+    final_state: State = State.TERMINATED  # TERMINATE: where it ends
+    image_name: str = ""
+    device: str = ""
+    terminate_after: bool = False
+
+    @property
+    def key(self) -> NodeKey:
+        """The node it is about; a node has one task at most."""
+        return (self.uid, self.index)
+
+    @property
+    def step(self) -> str | None:
+        """The step to try next, or None when all are accepted."""
+        return self.steps[self.position] if self.position < len(self.steps) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """An answered request id: which workspace it made or changed, and a hash of all that was asked."""
+
+    tenant: str
+    method: str
+    request_id: str
+    digest: str
+    uid: str
+    time: datetime
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Its scope and id."""
+        return (self.tenant, self.method, self.request_id)

@@ -1,0 +1,1 @@
+"""Takes the persisted tasks, drives each pool's backend, observes, and lets leases begin and end."""

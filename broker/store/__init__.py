@@ -1,0 +1,1 @@
+"""What survives a crash: records and transactions on a file."""

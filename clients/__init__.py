@@ -1,0 +1,1 @@
+"""Clients of the API, none of them closer to it than a stranger's."""
