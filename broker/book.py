@@ -1,0 +1,252 @@
+"""The broker's memory, and the only way to change it.
+
+`Book` holds every record, with what is derived from them: names, slots by pool, quota use by tenant. A change is a
+`Transaction`: it takes effect in memory at once, so that the next decision sees it, and is answered for only when the
+store has it. All derived state follows from single steps "record X replaces record Y" (`_replace`), so undoing a
+transaction is the same steps backwards, whether a use case raised midway or the disk was full.
+
+Everything here runs in the event loop without awaiting, which makes the loop the one writer of every pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final, cast
+
+from broker.core.accounting import holdings, quota_use
+from broker.core.clock import Clock
+from broker.core.model import NodeKey, RequestRecord, Task, Workspace
+from broker.core.slots import SlotTable
+from broker.events import Change, EventLog
+from broker.store.base import Row, Store, Table
+
+REVISION_KEY: Final = "revision"
+COMPACTED_KEY: Final = "compacted_revision"
+RESOURCES: Final = ("cpu", "memory", "disk")
+
+
+class Transaction:
+    """Changes that belong together. Reads of the book see them at once."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self._revision = book.revision
+        self._before: dict[tuple[Table, Hashable], object] = {}  # what stood there before, for taking back
+        self._changed: list[tuple[Workspace | None, Workspace]] = []
+        self._durable: asyncio.Future[None] | None = None
+        self.after_commit: list[Callable[[], None]] = []
+        """Called once the transaction is durable."""
+
+    def put(self, workspace: Workspace) -> Workspace:
+        """Writes a workspace under a new revision, and returns it so."""
+        book = self._book
+        book.revision += 1
+        workspace = replace(workspace, revision=book.revision)
+        old = book.workspaces.get(workspace.uid)
+        self._write(Table.WORKSPACES, workspace.uid, workspace)
+        self._changed.append((old, workspace))
+        return workspace
+
+    def forget(self, workspace: Workspace) -> None:
+        """Removes a workspace's record and the request ids that go with it."""
+        book = self._book
+        self._write(Table.WORKSPACES, workspace.uid, None)
+        for key in book.requests_of(workspace.uid):
+            self._write(Table.REQUESTS, key, None)
+        # What a removed record's revision stood for can no longer be told to a watcher.
+        compacted = max(workspace.revision, int(book.settings.get(COMPACTED_KEY, "0")))
+        self.set(REVISION_KEY, str(book.revision))
+        self.set(COMPACTED_KEY, str(compacted))
+        self.after_commit.append(lambda: book.events.compact(compacted))
+
+    def put_task(self, task: Task) -> Task:
+        """Writes the task of a node, in place of the one it has."""
+        self._write(Table.TASKS, task.key, task)
+        return task
+
+    def drop_task(self, key: NodeKey) -> None:
+        """Removes the task of a node, if there is one."""
+        if key in self._book.tasks:
+            self._write(Table.TASKS, key, None)
+
+    def remember(self, record: RequestRecord) -> None:
+        """Keeps an answered request id."""
+        self._write(Table.REQUESTS, record.key, record)
+
+    def forget_request(self, key: tuple[str, str, str]) -> None:
+        """Removes a request id."""
+        self._write(Table.REQUESTS, key, None)
+
+    def set(self, key: str, value: str | None) -> None:
+        """Writes one of the broker's own values, or removes it."""
+        self._write(Table.SETTINGS, key, value)
+
+    async def durable(self) -> None:
+        """Returns when the transaction would survive a power cut. Raises BrokerError STORE_UNAVAILABLE."""
+        if self._durable is not None:
+            await asyncio.shield(self._durable)
+
+    def _write(self, table: Table, key: Hashable, value: object) -> None:
+        before = self._book._replace(table, key, value)
+        self._before.setdefault((table, key), before)
+
+    def _take_back(self) -> None:
+        for (table, key), value in reversed(self._before.items()):
+            self._book._replace(table, key, value)
+        self._book.revision = self._revision
+
+
+class Book:
+    """Every record in memory, durable through a store."""
+
+    def __init__(self, store: Store, clock: Clock, events: EventLog) -> None:
+        self._store = store
+        self._clock = clock
+        self.events = events
+        self.workspaces: dict[str, Workspace] = {}
+        self.tasks: dict[NodeKey, Task] = {}
+        self.requests: dict[tuple[str, str, str], RequestRecord] = {}
+        self.settings: dict[str, str] = {}
+        self.revision = 0
+        self.slots: defaultdict[str, SlotTable] = defaultdict(lambda: SlotTable(RESOURCES))
+        self.generations: defaultdict[str, int] = defaultdict(int)
+        self.used: defaultdict[tuple[str, str, str], int] = defaultdict(int)
+        """Quota use by (tenant, pool, resource); pool "" is the tenant's sum."""
+        self.calls_in_flight = 0
+        self._uids: dict[tuple[str, str], str] = {}
+        self._requests_of: defaultdict[str, set[tuple[str, str, str]]] = defaultdict(set)
+        self._unconfirmed: list[Transaction] = []
+        store.on_failure = self._take_back
+
+    def load(self) -> None:
+        """Reads the store. Raises StoreProblem."""
+        stored = self._store.load()
+        for key, value in stored.settings.items():
+            self._replace(Table.SETTINGS, key, value)
+        for workspace in stored.workspaces:
+            self._replace(Table.WORKSPACES, workspace.uid, workspace)
+        for task in stored.tasks:
+            self._replace(Table.TASKS, task.key, task)
+        for record in stored.requests:
+            self._replace(Table.REQUESTS, record.key, record)
+        newest = max((workspace.revision for workspace in stored.workspaces), default=0)
+        self.revision = max(newest, int(self.settings.get(REVISION_KEY, "0")))
+        compacted = int(self.settings.get(COMPACTED_KEY, "0"))
+        self.events.restore(stored.workspaces, self.revision, compacted, self._clock.now())
+
+    def find(self, tenant: str, workspace_id: str) -> Workspace | None:
+        """The workspace of that name, if there is one."""
+        uid = self._uids.get((tenant, workspace_id))
+        return self.workspaces[uid] if uid is not None else None
+
+    def requests_of(self, uid: str) -> tuple[tuple[str, str, str], ...]:
+        """The request ids that a workspace's record keeps alive."""
+        return tuple(self._requests_of.get(uid, ()))
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Counts a mutating call while it runs: several at once share a commit."""
+        self.calls_in_flight += 1
+        try:
+            yield
+        finally:
+            self.calls_in_flight -= 1
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """A transaction. An exception inside takes it back whole; else it is handed to the store on leaving."""
+        transaction = Transaction(self)
+        try:
+            yield transaction
+        except BaseException:
+            transaction._take_back()
+            raise
+        if not transaction._before:
+            return
+        rows: list[Row] = [Row(table, key, self._records(table).get(key)) for table, key in transaction._before]
+        self._unconfirmed.append(transaction)
+        durable = self._store.submit(rows, alone=self.calls_in_flight <= 1)
+        transaction._durable = durable
+        durable.add_done_callback(lambda future: self._confirm(transaction, future))
+
+    def _confirm(self, transaction: Transaction, durable: asyncio.Future[None]) -> None:
+        if durable.cancelled() or durable.exception() is not None:
+            return  # taken back already
+        self._unconfirmed.remove(transaction)
+        now = self._clock.now()
+        self.events.publish(
+            [
+                Change(revision=new.revision, workspace=new, previous=old.state if old else None, time=now)
+                for old, new in transaction._changed
+            ]
+        )
+        for callback in transaction.after_commit:
+            callback()
+
+    def _take_back(self) -> None:
+        """The store lost what it was handed: memory goes back to what is durable."""
+        for transaction in reversed(self._unconfirmed):
+            transaction._take_back()
+        self._unconfirmed.clear()
+
+    def _records(self, table: Table) -> dict[Any, Any]:
+        match table:
+            case Table.WORKSPACES:
+                return self.workspaces
+            case Table.TASKS:
+                return self.tasks
+            case Table.REQUESTS:
+                return self.requests
+            case Table.SETTINGS:
+                return self.settings
+
+    def _replace(self, table: Table, key: Hashable, value: object) -> object:
+        """Puts one record in place of another (None: none), with all that follows from it; returns the other."""
+        records = self._records(table)
+        before = records.get(key)
+        if value is None:
+            records.pop(key, None)
+        else:
+            records[key] = value
+        if table is Table.WORKSPACES:
+            self._derive(cast(Workspace | None, before), cast(Workspace | None, value))
+        elif table is Table.REQUESTS:
+            request = cast(tuple[str, str, str], key)
+            if before is not None:
+                self._requests_of[cast(RequestRecord, before).uid].discard(request)
+            if value is not None:
+                self._requests_of[cast(RequestRecord, value).uid].add(request)
+        return before
+
+    def _derive(self, old: Workspace | None, new: Workspace | None) -> None:
+        """Names, slots, generations and quota follow a workspace's record."""
+        if old is not None and new is None:
+            self._uids.pop((old.tenant, old.id), None)
+            self._requests_of.pop(old.uid, None)
+        if new is not None:
+            self._uids[(new.tenant, new.id)] = new.uid
+        if old is not None:
+            for pool, resource, amount in quota_use(old):
+                self._use(old.tenant, pool, resource, -amount)
+        if new is not None:
+            for pool, resource, amount in quota_use(new):
+                self._use(new.tenant, pool, resource, amount)
+        released = {holding.key: holding for holding in holdings(old)} if old is not None else {}
+        held = {holding.key: holding for holding in holdings(new)} if new is not None else {}
+        for key, holding in released.items():
+            if held.get(key) != holding:
+                self.slots[holding.pool].release(key)
+                self.generations[holding.pool] += 1
+        for key, holding in held.items():
+            if released.get(key) != holding:
+                self.slots[holding.pool].hold(key, holding.host, holding.amounts, holding.start, holding.end)
+                self.generations[holding.pool] += 1
+
+    def _use(self, tenant: str, pool: str, resource: str, amount: int) -> None:
+        self.used[(tenant, "", resource)] += amount
+        if pool:
+            self.used[(tenant, pool, resource)] += amount

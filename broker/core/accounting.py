@@ -1,0 +1,75 @@
+"""Who holds what: the table of section 5 of the life cycle, turned into slots and quota.
+
+The invariant: what a workspace holds is a function of its record alone. Slots, free capacity and quota use are derived
+from records and never kept beside them, so they cannot drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from broker.core.model import FINAL, Node, State, Workspace
+from broker.core.slots import POOL_ROW, SlotKey
+
+DISK = "disk"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """Amounts held on one host (or on the pool itself, POOL_ROW) over [start, end)."""
+
+    pool: str
+    key: SlotKey
+    host: str
+    amounts: dict[str, int]
+    start: datetime
+    end: datetime | None
+
+
+def _kept(node: Node, amounts: dict[str, int]) -> dict[str, int]:
+    """What of its amounts a node holds: a released one keeps its disk (and addresses), nothing else."""
+    if not node.released:
+        return amounts
+    return {name: amount for name, amount in amounts.items() if name == DISK or name.startswith("address:")}
+
+
+def holdings(workspace: Workspace) -> Iterator[Holding]:
+    """Every slot a workspace holds, as its record stands."""
+    if workspace.state is State.PENDING:
+        return
+    start = workspace.prepare_time or workspace.start_time or workspace.create_time
+    for node in workspace.nodes:
+        if node.state in FINAL or node.state is State.PENDING:
+            continue
+        places = [("host", node.host, node.held), ("pool", POOL_ROW, node.pool_held)]
+        if node.target_host:
+            places.append(("target", node.target_host, node.held))
+        for kind, host, amounts in places:
+            held = _kept(node, amounts)
+            if host and held:
+                yield Holding(
+                    pool=node.pool,
+                    key=(workspace.uid, node.index, kind),
+                    host=host,
+                    amounts=held,
+                    start=start,
+                    end=workspace.end_time,
+                )
+
+
+def quota_use(workspace: Workspace) -> Iterator[tuple[str, str, int]]:
+    """What a workspace takes of its tenant's limits: (pool, resource, amount); pool "" counts only once overall."""
+    if workspace.state in FINAL:
+        return
+    yield "", "workspaces", 1
+    for node in workspace.nodes:
+        if node.state in FINAL:
+            continue
+        yield node.pool, "nodes", 1
+        if node.state is State.PENDING:
+            continue
+        for amounts in (node.held, node.pool_held):
+            for name, amount in _kept(node, amounts).items():
+                yield node.pool, name, amount

@@ -1,0 +1,66 @@
+"""The port to what survives a crash.
+
+A store keeps rows: a table, a key, and a record or None for "remove it". Rows handed in together are written in one
+transaction or not at all, and the future answers only once they would survive a power cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from broker.core.model import RequestRecord, Task, Workspace
+
+
+class StoreProblem(Exception):
+    """The state file cannot be used; the message says why and what to do. Raised at start only."""
+
+
+class Table(Enum):
+    """What rows are of; keys are a uid, a NodeKey, a (tenant, method, request id), a name."""
+
+    WORKSPACES = "workspaces"
+    TASKS = "tasks"
+    REQUESTS = "requests"
+    SETTINGS = "settings"
+
+
+class Row(NamedTuple):
+    """Write this record under this key, or with None remove it."""
+
+    table: Table
+    key: Hashable
+    record: object | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """Everything a store holds, as read at start."""
+
+    workspaces: list[Workspace] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
+    requests: list[RequestRecord] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+class Store(Protocol):
+    """Where rows go."""
+
+    on_failure: Callable[[], None] | None
+    """Called, before any future fails, when what was submitted and not yet durable is lost."""
+
+    def load(self) -> Stored:
+        """Reads everything. Raises StoreProblem."""
+
+    def submit(self, rows: Sequence[Row], *, alone: bool) -> asyncio.Future[None]:
+        """Takes rows for the next commit and answers when they are durable.
+
+        `alone`: nobody else is waiting to join, so commit at once. The future fails with a BrokerError
+        STORE_UNAVAILABLE, and then nothing of the batch was written.
+        """
+
+    def close(self) -> None:
+        """Commits what is pending and lets go of the file."""
