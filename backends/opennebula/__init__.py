@@ -1,0 +1,1 @@
+"""OpenNebula: the adapter and its stand-in front-end."""

@@ -1,0 +1,1 @@
+"""Contract tests: what another party was recorded to say."""
