@@ -224,7 +224,7 @@ def vm_disksaveas(
 
     lcm = _SAVEAS_PLACES.get(vm.place)
     if lcm is None:
-        world.agenda.after(world.config.image_delay, saved)
+        world.agenda.after(world.config.image_delay, saved, label="IMAGE_COPY")
     else:
         request.lifecycle.start(vm, hotplug(lcm, vm.place), finish=saved)
     return image.id
@@ -254,6 +254,9 @@ def vm_updateconf(request: Request, vm_id: int, text: str, append: int) -> Reply
         vm.template.pop("OS")
     for name, value in given:
         if isinstance(value, dict):
-            value = {key: entry.upper() if entry.lower() in ("yes", "no") else entry for key, entry in value.items()}
+            value = {
+                key: entry.upper() if entry.lower() in ("yes", "no") else entry
+                for key, entry in value.items()
+            }
         vm.template.set(name, value)
     return vm_id

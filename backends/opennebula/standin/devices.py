@@ -285,3 +285,5 @@ def release(world: World, template: Template, vm_id: int) -> None:
         detach_nic(world, nic, vm_id)
     for disk in template.vectors("DISK"):
         detach_disk(world, disk, vm_id)
+    for graphics in template.vectors("GRAPHICS"):
+        graphics.pop("PORT", None)

@@ -7,6 +7,7 @@ pool is its members' elements, newest first. Changes nothing and decides nothing
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import Final
 
 from backends.opennebula.standin.devices import ip_at, mac_at
@@ -31,7 +32,9 @@ from backends.opennebula.standin.template import Template, cdata, plain
 _PERMISSION_NAMES: Final = tuple(f"{who}_{what}" for who in ("OWNER", "GROUP", "OTHER") for what in "UMA")
 _IMAGE_TYPES: Final = {"OS": 0, "CDROM": 1, "DATABLOCK": 2, "KERNEL": 3, "RAMDISK": 4, "CONTEXT": 5}
 _DATASTORE_TYPES: Final = {"IMAGE_DS": 0, "SYSTEM_DS": 1, "FILE_DS": 2}
-_NO_QUOTAS: Final = "<DATASTORE_QUOTA></DATASTORE_QUOTA><NETWORK_QUOTA></NETWORK_QUOTA>{vm}<IMAGE_QUOTA></IMAGE_QUOTA>"
+_NO_QUOTAS: Final = (
+    "<DATASTORE_QUOTA></DATASTORE_QUOTA><NETWORK_QUOTA></NETWORK_QUOTA>{vm}<IMAGE_QUOTA></IMAGE_QUOTA>"
+)
 
 
 def permissions(bits: Permissions) -> str:
@@ -176,7 +179,9 @@ def _range(item: AddressRange, in_pool: bool) -> str:
     facts |= {"SHARED": "NO", "SIZE": str(item.size), "TYPE": item.type}
     if in_pool and item.leases == {} and item.next_index:
         facts = {"ALLOCATED": ""} | facts
-    inner = "".join(f"<{name}>{cdata(value)}</{name}>" for name, value in facts.items() if value or name == "ALLOCATED")
+    inner = "".join(
+        f"<{name}>{cdata(value)}</{name}>" for name, value in facts.items() if value or name == "ALLOCATED"
+    )
     if in_pool:
         return f"<AR>{inner}</AR>"
     inner += f"<MAC_END>{cdata(mac_at(item, item.size - 1))}</MAC_END>"
@@ -216,11 +221,11 @@ def _number(value: float) -> str:
 
 def _user_facts(world: World, item: User) -> str:
     secrets = item.template.copy()
-    secrets.set("TOKEN_PASSWORD", f"{item.id:064x}")
+    secrets.set("TOKEN_PASSWORD", sha256(f"{item.id}:{item.name}".encode()).hexdigest())
     return (
         f"<ID>{item.id}</ID><GID>{item.gid}</GID><GROUPS><ID>{item.gid}</ID></GROUPS>"
         f"<GNAME>{plain(world.groups[item.gid].name)}</GNAME><NAME>{plain(item.name)}</NAME>"
-        f"<PASSWORD>{cdata(f'{item.id:064x}')}</PASSWORD><AUTH_DRIVER>{cdata(item.driver)}</AUTH_DRIVER>"
+        f"<PASSWORD>{cdata(sha256(item.password.encode()).hexdigest())}</PASSWORD><AUTH_DRIVER>{cdata(item.driver)}</AUTH_DRIVER>"
         f"<ENABLED>1</ENABLED>{_template(secrets)}"
     )
 

@@ -127,9 +127,16 @@ def encode_value(value: Value) -> str:
     if isinstance(value, str):
         return f"<value><string>{escape(value)}</string></value>"
     if isinstance(value, Mapping):
-        members = (f"<member><name>{escape(key)}</name>\r\n{encode_value(entry)}</member>\r\n" for key, entry in value.items())
+        members = (
+            f"<member><name>{escape(key)}</name>\r\n{encode_value(entry)}</member>\r\n"
+            for key, entry in value.items()
+        )
         return "<value><struct>\r\n" + "".join(members) + "</struct></value>"
-    return "<value><array><data>\r\n" + "".join(f"{encode_value(item)}\r\n" for item in value) + "</data></array></value>"
+    return (
+        "<value><array><data>\r\n"
+        + "".join(f"{encode_value(item)}\r\n" for item in value)
+        + "</data></array></value>"
+    )
 
 
 def _response(lines: Iterable[str]) -> bytes:

@@ -184,6 +184,10 @@ class Request:
         """A VM to act on; a locked one is nobody's, not even oneadmin's."""
         vm = self.owned(self.world.vms, vm_id, right)
         if vm.lock is not None and right is not permissions.Right.USE:
-            what = f"VM is locked. [{vm_id}]" if self.is_admin else f"Not authorized to perform {right.name} VM [{vm_id}]"
+            what = (
+                f"VM is locked. [{vm_id}]"
+                if self.is_admin
+                else f"Not authorized to perform {right.name} VM [{vm_id}]"
+            )
             raise Refusal(Refusal.AUTHORIZATION, f"User [{self.user.id}] : {what}.")
         return vm

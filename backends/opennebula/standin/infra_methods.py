@@ -20,7 +20,9 @@ _HOST_NAME_MAX = 64
 _ENABLE, _DISABLE, _OFFLINE = 0, 1, 2
 
 
-def write_template(template: Template, given: Template, append: int, kept: frozenset[str] = frozenset()) -> Template:
+def write_template(
+    template: Template, given: Template, append: int, kept: frozenset[str] = frozenset()
+) -> Template:
     """What an update leaves: appended to, or replaced but for what is kept."""
     if append not in (0, 1):
         raise Refusal(Refusal.API, "Wrong update type")
@@ -178,6 +180,8 @@ def cluster_addhost(request: Request, cluster_id: int, host_id: int) -> Reply:
     host = request.find(request.world.hosts, host_id)
     request.admin_only(f"ADMIN CLUSTER [{cluster_id}]")
     host.cluster_id = cluster.id
+    for vm_id in host.vms:
+        request.world.vms[vm_id].history[-1].cluster_id = cluster.id
     return cluster_id
 
 

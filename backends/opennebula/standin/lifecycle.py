@@ -16,6 +16,7 @@ from backends.opennebula.standin.machine import (
     BOOT_FAILURE,
     DONE,
     FOUND_OFF,
+    MIGRATE_OFF,
     OFF_HOST,
     PENDING,
     RUNNING,
@@ -44,7 +45,7 @@ _OPENS = frozenset({Lcm.LCM_INIT, Lcm.MIGRATE, Lcm.PROLOG_MIGRATE, Lcm.PROLOG_MI
 _EPILOGS = frozenset({Lcm.EPILOG, Lcm.EPILOG_STOP, Lcm.EPILOG_UNDEPLOY})
 _BOOTS = frozenset({Lcm.BOOT, Lcm.BOOT_STOPPED, Lcm.BOOT_UNDEPLOY, Lcm.BOOT_MIGRATE})
 # A VM that boots in one of these was on its host all along: the run before is closed, another opened.
-_REBOOTS = frozenset({Lcm.BOOT_SUSPENDED, Lcm.BOOT_POWEROFF, Lcm.BOOT_UNKNOWN})
+_REBOOTS = frozenset({Lcm.BOOT_SUSPENDED, Lcm.BOOT_POWEROFF})
 _NAMED_AT_BOOT = frozenset({Lcm.BOOT, Lcm.BOOT_POWEROFF, Lcm.BOOT_UNDEPLOY, Lcm.BOOT_UNKNOWN})
 _RUN_ENDS = frozenset(
     {
@@ -75,24 +76,12 @@ class Lifecycle:
         self.world = world
         self.dwell: dict[str, float] = dict(world.config.dwell)
         self._failures: Counter[tuple[str, int | None]] = Counter()
-        self._held: set[str] = set()
-        self._parked: list[Callable[[], None]] = []
         self.on_pending: Callable[[], None] = lambda: None
 
     # What a test or a demo provokes
 
     def fail_next(self, driver: str, vm_id: int | None, times: int) -> None:
         self._failures[driver, vm_id] += times
-
-    def hold(self, label: str) -> None:
-        """Keep every VM that gets there in this transient state until `release`."""
-        self._held.add(label)
-
-    def release(self) -> None:
-        self._held.clear()
-        parked, self._parked = self._parked, []
-        for step in parked:
-            step()
 
     # Walking
 
@@ -108,9 +97,12 @@ class Lifecycle:
     ) -> None:
         """Send the VM on its way; `finish` runs when it has got there."""
         vm.token += 1
-        if route.action and vm.history:
+        in_new_record = route is MIGRATE_OFF
+        if route.action and vm.history and not in_new_record:
             self._sign(vm.history[-1], route.action, asker)
         self._step(vm, vm.token, route, 0, target, datastore_id, finish)
+        if in_new_record:
+            self._sign(vm.history[-1], route.action, asker)
 
     def _step(
         self,
@@ -133,16 +125,14 @@ class Lifecycle:
         def leave() -> None:
             if vm.token != token:
                 return
-            if lcm.name in self._held:
-                self._parked.append(leave)
-                return
             if route.fails_to is not None and self._driver_step(route) == lcm and self._fails(vm, route):
                 self._fail(vm, route)
                 return
             self._leave(vm, route, lcm)
             self._step(vm, token, route, index + 1, target, datastore_id, finish)
 
-        self.world.agenda.after(self.dwell.get(lcm.name, self.world.config.default_dwell), leave)
+        dwell = self.dwell.get(lcm.name, self.world.config.default_dwell)
+        self.world.agenda.after(dwell, leave, label=lcm.name)
 
     @staticmethod
     def _driver_step(route: Route) -> Lcm:
@@ -323,7 +313,7 @@ class Lifecycle:
                 self.report(host)
 
         if host.im_mad in self.world.config.host_drivers:
-            self.world.agenda.after(self.world.config.report_delay, report)
+            self.world.agenda.after(self.world.config.report_delay, report, label="HOST_REPORT")
 
     def report(self, host: Host) -> None:
         """The host tells what it is and has."""
@@ -349,7 +339,9 @@ class Lifecycle:
         host.token += 1
         host.heard_of = True
         host.state = HostState.ERROR
-        host.template.set("ERROR", self.world.dated(f" : Error monitoring Host {host.name} ({host.id}): {reason}"))
+        host.template.set(
+            "ERROR", self.world.dated(f" : Error monitoring Host {host.name} ({host.id}): {reason}")
+        )
         for vm_id in host.vms:
             vm = self.world.vms[vm_id]
             if vm.place == RUNNING:

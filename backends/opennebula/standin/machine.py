@@ -91,6 +91,7 @@ class HistoryAction(IntEnum):
     UNDEPLOY_HARD = 6
     STOP = 9
     SUSPEND = 10
+    DELETE = 13
     POWEROFF = 19
     POWEROFF_HARD = 20
     DISK_ATTACH = 21
@@ -242,12 +243,10 @@ MIGRATE_POWEROFF: Final = Route(
     to=RUNNING,
     action=HistoryAction.POWEROFF_MIGRATE,
 )
-MIGRATE_OFF: Final = Route(
-    through=(Lcm.PROLOG_MIGRATE_POWEROFF,), to=POWEROFF, action=HistoryAction.MIGRATE
-)
+MIGRATE_OFF: Final = Route(through=(Lcm.PROLOG_MIGRATE_POWEROFF,), to=POWEROFF, action=HistoryAction.MIGRATE)
 
 RETRY_BOOT: Final = _boot(Lcm.BOOT)
-DELETE: Final = Route(through=(Lcm.CLEANUP_DELETE,), to=DONE)
+DELETE: Final = Route(through=(Lcm.CLEANUP_DELETE,), to=DONE, action=HistoryAction.DELETE)
 RECREATE: Final = Route(through=(Lcm.CLEANUP_RESUBMIT,), to=PENDING)
 FORGET: Final = Route(to=DONE)
 # The hypervisor says the VM is off although nobody asked.

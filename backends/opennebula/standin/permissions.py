@@ -41,7 +41,5 @@ def allowed(user: User, item: Owned, kind: str, right: Right) -> bool:
         return True
     bits = item.permissions.bits
     return bool(
-        (item.uid == user.id and bits[right])
-        or (item.gid == user.gid and bits[3 + right])
-        or bits[6 + right]
+        (item.uid == user.id and bits[right]) or (item.gid == user.gid and bits[3 + right]) or bits[6 + right]
     )

@@ -94,7 +94,11 @@ def check(world: World, caller: User, owner: User, group: Group, amounts: dict[s
     ):
         for name in _CHECKED:
             limit = (holder.quota or {}).get(name, -1)
-            if limit >= 0 and amounts.get(name, 0) > 0 and used.used.get(name, 0) + amounts[name] > limit + 1e-9:
+            if (
+                limit >= 0
+                and amounts.get(name, 0) > 0
+                and used.used.get(name, 0) + amounts[name] > limit + 1e-9
+            ):
                 text = str(int(limit)) if limit == int(limit) else f"{limit:g}"
                 raise Refusal(
                     Refusal.AUTHORIZATION,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from backends.opennebula.standin.machine import DEPLOY, PENDING, HostState
 from backends.opennebula.standin.lifecycle import Lifecycle
+from backends.opennebula.standin.machine import DEPLOY, PENDING, HostState
 from backends.opennebula.standin.state import Host, Vm, World
 
 _TOKEN: Final = re.compile(r'\s*(?:(\w+)|"([^"]*)"|(=|!=|>|<|&|\||!|\(|\)))')
@@ -79,7 +79,9 @@ class Scheduler:
             return self._explain(vm, f"[HOST] Not enough {'MEMORY' if memory else 'CPU'} on hosts: {names}")
         fitting = [host for host in fitting if self.world.system_datastores(host.cluster_id)]
         if not fitting:
-            return self._explain(vm, "[DS] Unavailable datastores: 0[DS] No datastores matched the VM requirements")
+            return self._explain(
+                vm, "[DS] Unavailable datastores: 0[DS] No datastores matched the VM requirements"
+            )
         # Spread: the fewest VMs first, the newest host among equals.
         host = min(fitting, key=lambda host: (len(host.vms), -host.id))
         vm.user_template.pop("SCHED_MESSAGE")
@@ -141,7 +143,9 @@ class _Requirement:
         operator, value = self._next(), self._next()
         if not token.isidentifier() or operator not in ("=", "!=", ">", "<"):
             raise RequirementError
-        return self._compare(self._facts.get(token, self._host.template.get(token)), operator, value.strip('"'))
+        return self._compare(
+            self._facts.get(token, self._host.template.get(token)), operator, value.strip('"')
+        )
 
     @staticmethod
     def _compare(have: str, operator: str, want: str) -> bool:

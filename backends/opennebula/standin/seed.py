@@ -43,9 +43,7 @@ if TYPE_CHECKING:
 
 
 def add_user(world: World, name: str, password: str, gid: int, driver: str = "core") -> User:
-    return world.users.put(
-        User(id=world.users.next_id, name=name, password=password, gid=gid, driver=driver)
-    )
+    return world.users.put(User(id=world.users.next_id, name=name, password=password, gid=gid, driver=driver))
 
 
 def add_group(world: World, name: str) -> Group:
@@ -56,10 +54,17 @@ def add_cluster(world: World, name: str) -> Cluster:
     return world.clusters.put(Cluster(id=world.clusters.next_id, name=name))
 
 
-def add_datastore(world: World, name: str, kind: str, clusters: Iterable[str], ds_id: int | None = None) -> Datastore:
+def add_datastore(
+    world: World, name: str, kind: str, clusters: Iterable[str], ds_id: int | None = None
+) -> Datastore:
     """A datastore on the dummy drivers; a system one is larger, as the recorded ones were."""
     system = kind == "SYSTEM_DS"
-    facts = {"ALLOW_ORPHANS": "NO", "PERSISTENT_SNAPSHOTS": "YES", "RESTRICTED_DIRS": "/", "SAFE_DIRS": "/var/tmp"}
+    facts = {
+        "ALLOW_ORPHANS": "NO",
+        "PERSISTENT_SNAPSHOTS": "YES",
+        "RESTRICTED_DIRS": "/",
+        "SAFE_DIRS": "/var/tmp",
+    }
     facts |= {"TM_MAD": "dummy", "TYPE": kind}
     if system:
         facts |= {"DS_LIVE_MIGRATE": "YES", "DS_MIGRATE": "YES", "DS_MIGRATE_SNAP": "YES", "SHARED": "YES"}
@@ -106,7 +111,12 @@ def add_host(
     if profile is None:
         fitting = (one for one in world.config.host_profiles if fnmatchcase(name, one.pattern))
         profile = next(fitting, HostProfile())
-    facts: dict[str, list[Value]] = {"IM_MAD": [im_mad], "VM_MAD": [vm_mad], "RESERVED_CPU": [""], "RESERVED_MEM": [""]}
+    facts: dict[str, list[Value]] = {
+        "IM_MAD": [im_mad],
+        "VM_MAD": [vm_mad],
+        "RESERVED_CPU": [""],
+        "RESERVED_MEM": [""],
+    }
     return world.hosts.put(
         Host(
             id=world.hosts.next_id,
@@ -152,7 +162,7 @@ def add_image(
         if image.state is ImageState.LOCKED:
             image.state = ImageState.READY
 
-    world.agenda.after(world.config.image_delay, ready)
+    world.agenda.after(world.config.image_delay, ready, label="IMAGE_COPY")
     return image
 
 
@@ -176,7 +186,7 @@ def add_network(world: World, given: Template, owner: User, clusters: set[int]) 
         )
     )
 
-    world.agenda.after(world.config.image_delay, lambda: make_ready(network))
+    world.agenda.after(world.config.image_delay, lambda: make_ready(network), label="NETWORK_SETUP")
     return network
 
 
@@ -222,7 +232,9 @@ def fill(front: FrontEnd) -> None:
     for name in config.clusters:
         add_cluster(world, name)
     everywhere = ["default", *config.clusters]
-    for ds_id, (name, kind) in enumerate((("system", "SYSTEM_DS"), ("default", "IMAGE_DS"), ("files", "FILE_DS"))):
+    for ds_id, (name, kind) in enumerate(
+        (("system", "SYSTEM_DS"), ("default", "IMAGE_DS"), ("files", "FILE_DS"))
+    ):
         add_datastore(world, name, kind, everywhere, ds_id)
     for store in config.datastores:
         add_datastore(world, store.name, store.type, store.clusters)
@@ -265,7 +277,9 @@ def _configured_store(world: World, config: StandinConfig) -> None:
         owner, store = _owner(world, entry.owner), world.datastores.named(entry.datastore)
         if store is None:
             raise ValueError(f"image {entry.name}: no datastore {entry.datastore!r}")
-        image = add_image(world, entry.name, entry.size_mb, entry.type, store.id, owner, persistent=entry.persistent)
+        image = add_image(
+            world, entry.name, entry.size_mb, entry.type, store.id, owner, persistent=entry.persistent
+        )
         image.state = ImageState.READY
         image.permissions.bits[6] = int(entry.public)
     for wanted in config.networks:
@@ -278,7 +292,9 @@ def _configured_store(world: World, config: StandinConfig) -> None:
         make_ready(network)
         network.permissions.bits[6] = int(wanted.public)
     for template in config.templates:
-        made = add_vm_template(world, template.name, parse_template(template.text), _owner(world, template.owner))
+        made = add_vm_template(
+            world, template.name, parse_template(template.text), _owner(world, template.owner)
+        )
         made.permissions.bits[6] = int(template.public)
 
 

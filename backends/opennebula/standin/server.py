@@ -62,9 +62,7 @@ class CallRecord:
 class Server:
     """Serves one front-end on one listening socket, within one event loop."""
 
-    def __init__(
-        self, front: FrontEnd, faults: FaultPlan, record: Callable[[CallRecord], None]
-    ) -> None:
+    def __init__(self, front: FrontEnd, faults: FaultPlan, record: Callable[[CallRecord], None]) -> None:
         self.front = front
         self.faults = faults
         self.record = record
@@ -187,7 +185,9 @@ class Server:
             missing -= len(part)
         return b"".join(parts)
 
-    async def _serve_call(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+    async def _serve_call(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes
+    ) -> None:
         try:
             call = decode_call(body)
         except Fault as fault:
@@ -267,7 +267,9 @@ def _outcome(value: Value) -> str:
     return "other"
 
 
-def _message(status: int, body: bytes, kind: str = "text/xml; charset=utf-8", more: tuple[str, ...] = ()) -> bytes:
+def _message(
+    status: int, body: bytes, kind: str = "text/xml; charset=utf-8", more: tuple[str, ...] = ()
+) -> bytes:
     headers = (
         *more,
         f"Content-type: {kind}",

@@ -137,7 +137,7 @@ class Standin:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is on its way: no VM between two states, no host or image expected."""
+        """Whether nothing is on its way but what is held: no VM moves, no host or image is expected."""
         with self._world() as world:
             return world.agenda.idle
 
@@ -193,17 +193,17 @@ class Standin:
         with self._world():
             self.front.lifecycle.dwell[lcm] = seconds
 
-    def hold(self, lcm: str) -> None:
-        """Keep VMs in this transient state until `release`."""
-        with self._world():
-            self.front.lifecycle.hold(lcm)
+    def hold(self, label: str) -> None:
+        """Until `release`, keep VMs in this transient state; also `HOST_REPORT`, `IMAGE_COPY`, `NETWORK_SETUP`."""
+        with self._world() as world:
+            world.agenda.hold(label)
 
-    def release(self) -> None:
-        with self._world():
-            self.front.lifecycle.release()
+    def release(self, label: str | None = None) -> None:
+        """Let go what was held; one label only, or all."""
+        with self._world() as world:
+            world.agenda.release(label)
 
     def run_scheduler(self) -> None:
         """One round of the scheduler, now, also if it is switched off."""
         with self._world():
             self.front.scheduler.run()
-

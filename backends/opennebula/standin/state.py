@@ -119,20 +119,20 @@ class Host:
 
     @property
     def max_cpu(self) -> int:
-        return self.total_cpu - self._reserved("RESERVED_CPU", self.total_cpu)
+        return self._unreserved("RESERVED_CPU", self.total_cpu)
 
     @property
     def max_mem(self) -> int:
-        return self.total_mem - self._reserved("RESERVED_MEM", self.total_mem)
+        return self._unreserved("RESERVED_MEM", self.total_mem)
 
-    def _reserved(self, name: str, total: int) -> int:
+    def _unreserved(self, name: str, total: int) -> int:
         text = self.template.get(name).strip()
         try:
             if text.endswith("%"):
-                return int(total * float(text[:-1]) / 100)
-            return int(text) if text and self.reported else 0
+                return int(total * (1 - float(text[:-1]) / 100))
+            return total - int(text) if text and self.reported else total
         except ValueError:
-            return 0
+            return total
 
 
 @dataclass(slots=True, kw_only=True)
@@ -319,4 +319,6 @@ class World:
 
     def system_datastores(self, cluster_id: int) -> list[int]:
         cluster = self.clusters[cluster_id]
-        return sorted(ds for ds in cluster.datastores if ds in self.datastores and self.datastores[ds].is_system)
+        return sorted(
+            ds for ds in cluster.datastores if ds in self.datastores and self.datastores[ds].is_system
+        )

@@ -91,7 +91,9 @@ def vn_info(request: Request, network_id: int, _decrypt: bool) -> Reply:
 def vnpool_info(request: Request, who: int, start: int, end: int) -> Reply:
     """Retrieve information for all or part of the virtual networks"""
     found = selected(request, request.world.networks.newest_first(), "network", who, start, end)
-    return documents.pool("VNET_POOL", (documents.network(request.world, item, in_pool=True) for item in found))
+    return documents.pool(
+        "VNET_POOL", (documents.network(request.world, item, in_pool=True) for item in found)
+    )
 
 
 @method("one.vn.add_ar", int, str)
@@ -108,7 +110,10 @@ def vn_delete(request: Request, network_id: int) -> Reply:
     """Delete a virtual network"""
     network = request.owned(request.world.networks, network_id, Right.ADMIN)
     if any(address_range.leases for address_range in network.ranges):
-        raise Refusal(Refusal.ACTION, "Cannot delete virtual network. Can not remove a virtual network with leases in use")
+        raise Refusal(
+            Refusal.ACTION,
+            "Cannot delete virtual network. Can not remove a virtual network with leases in use",
+        )
     del request.world.networks[network_id]
     return network_id
 

@@ -112,7 +112,9 @@ class Template:
         parts: list[str] = []
         for name in sorted(self._values):
             for value in self._values[name]:
-                parts.append(f"<{name}>{_vector_xml(value) if isinstance(value, dict) else cdata(value)}</{name}>")
+                parts.append(
+                    f"<{name}>{_vector_xml(value) if isinstance(value, dict) else cdata(value)}</{name}>"
+                )
         return "".join(parts)
 
 

@@ -58,7 +58,7 @@ def vm_action(request: Request, name: str, vm_id: int) -> Reply:
         return vm_id
     route = routes.get(vm.place)
     if route is None:
-        why = "This action is not available for state {}".format(vm.place.label)
+        why = f"This action is not available for state {vm.place.label}"
         if terminates:
             why = f"Could not terminate VM {vm_id}, wrong state {vm.place.label}."
         raise Refusal(Refusal.ACTION, f'Error performing action "{name}": {why}')
@@ -81,7 +81,9 @@ def _act(request: Request, vm: Vm, name: str, route: Route) -> None:
 
 
 @method("one.vm.deploy", int, int, optional=(False, -1, ""))
-def vm_deploy(request: Request, vm_id: int, host_id: int, enforce: bool, datastore_id: int, _extra: str) -> Reply:
+def vm_deploy(
+    request: Request, vm_id: int, host_id: int, enforce: bool, datastore_id: int, _extra: str
+) -> Reply:
     """Deploy a Virtual Machine"""
     world = request.world
     vm = request.find(world.vms, vm_id)
@@ -151,9 +153,7 @@ def vm_migrate(
     current = vm.history[-1]
     chosen = _target_datastore(request, host, datastore_id)
     if (current.host_id, current.datastore_id) == (host.id, chosen):
-        raise Refusal(
-            Refusal.ACTION, f"VM is already running on host [{host.id}] and datastore [{chosen}]"
-        )
+        raise Refusal(Refusal.ACTION, f"VM is already running on host [{host.id}] and datastore [{chosen}]")
     if enforce and current.host_id != host.id:
         _check_fits(request, vm, host)
     if vm.place == POWEROFF:
@@ -198,7 +198,11 @@ def _capacity(text: str) -> dict[str, str]:
     except TemplateError:
         return {}
     wanted = {name: given.get(name) for name in ("CPU", "MEMORY", "VCPU") if name in given}
-    return {name: value for name, value in wanted.items() if value.replace(".", "", 1).isdigit() and float(value) > 0}
+    return {
+        name: value
+        for name, value in wanted.items()
+        if value.replace(".", "", 1).isdigit() and float(value) > 0
+    }
 
 
 def _check_quota(request: Request, vm: Vm, wanted: dict[str, str]) -> None:

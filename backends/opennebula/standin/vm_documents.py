@@ -88,7 +88,8 @@ def vm_digest(world: World, item: Vm) -> str:
     monitoring = _digest_monitoring(item.digest_monitoring)
     devices = "".join(_short("DISK", disk, _DIGEST_DISK) for disk in item.template.vectors("DISK"))
     devices += "".join(_short("NIC", nic, _DIGEST_NIC) for nic in item.template.vectors("NIC"))
-    devices += "".join(_short("GRAPHICS", entry, _DIGEST_GRAPHICS) for entry in item.template.vectors("GRAPHICS"))
+    for graphics in item.template.vectors("GRAPHICS"):
+        devices += _short("GRAPHICS", graphics, tuple(name for name in _DIGEST_GRAPHICS if name in graphics))
     return (
         f"<VM>{owner(world, item)}<LAST_POLL>{item.digest_monitoring.get('TIMESTAMP', '0')}</LAST_POLL>"
         f"<STATE>{state:d}</STATE><LCM_STATE>{lcm:d}</LCM_STATE><RESCHED>{int(item.resched)}</RESCHED>"
@@ -100,7 +101,11 @@ def vm_digest(world: World, item: Vm) -> str:
 
 
 def _short(tag: str, vector: Vector, names: tuple[str, ...]) -> str:
-    return f"<{tag}>" + "".join(f"<{name}>{cdata(vector.get(name, ''))}</{name}>" for name in names) + f"</{tag}>"
+    return (
+        f"<{tag}>"
+        + "".join(f"<{name}>{cdata(vector.get(name, ''))}</{name}>" for name in names)
+        + f"</{tag}>"
+    )
 
 
 def _digest_monitoring(monitoring: Template) -> str:
@@ -113,7 +118,9 @@ def _digest_monitoring(monitoring: Template) -> str:
 def _digest_user(template: Template) -> str:
     if not template:
         return "<USER_TEMPLATE/>"
-    known = "".join(f"<{name}>{cdata(template.get(name))}</{name}>" for name in _DIGEST_USER if name in template)
+    known = "".join(
+        f"<{name}>{cdata(template.get(name))}</{name}>" for name in _DIGEST_USER if name in template
+    )
     return f"<USER_TEMPLATE>{known}</USER_TEMPLATE>"
 
 

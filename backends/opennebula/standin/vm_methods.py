@@ -20,8 +20,11 @@ from backends.opennebula.standin.template import Template, TemplateError, parse_
 
 # What the daemon keeps under TEMPLATE; everything else is the user's.
 _DEVICES: Final = frozenset(
-    "CPU MEMORY VCPU DISK NIC NIC_ALIAS NIC_DEFAULT GRAPHICS CONTEXT OS FEATURES INPUT RAW VIDEO PCI TOPOLOGY"
-    " NUMA_NODE CPU_MODEL HYPERV_OPTIONS MEMORY_MAX VCPU_MAX TEMPLATE_ID VROUTER_ID EMULATOR".split()
+    (
+        *("CPU", "MEMORY", "VCPU", "MEMORY_MAX", "VCPU_MAX", "CPU_MODEL", "TOPOLOGY", "NUMA_NODE"),
+        *("DISK", "NIC", "NIC_ALIAS", "NIC_DEFAULT", "GRAPHICS", "VIDEO", "INPUT", "PCI"),
+        *("CONTEXT", "OS", "FEATURES", "RAW", "HYPERV_OPTIONS", "EMULATOR", "TEMPLATE_ID", "VROUTER_ID"),
+    )
 )
 _RESTRICTED: Final = frozenset({"CPU_COST", "MEMORY_COST", "DISK_COST", "EMULATOR", "USER_PRIORITY"})
 _BAD_IN_NAME: Final = "&|:;\\/'#{}$<>\"`"
@@ -79,7 +82,8 @@ def allocate(request: Request, given: Template, hold: bool, lease_code: int = Re
     restricted = restricted_attribute(user, given)
     if restricted is not None:
         raise Refusal(
-            Refusal.AUTHORIZATION, f"User [{user.id}] : VM Template includes a restricted attribute {restricted}."
+            Refusal.AUTHORIZATION,
+            f"User [{user.id}] : VM Template includes a restricted attribute {restricted}.",
         )
     _check_capacity(given)
     name = checked_name(given.get("NAME"), Refusal.INTERNAL)
@@ -167,7 +171,7 @@ def selected(request: Request, items: Iterable[O], kind: str, who: int, start: i
         -2: lambda item: True,
         -1: lambda item: item.uid == user.id or item.gid == user.gid,
     }
-    keep = keeps.get(who, lambda item: item.uid == who)
+    keep: Callable[[Owned], bool] = keeps.get(who, lambda item: item.uid == who)
     found = [item for item in items if keep(item) and allowed(user, item, kind, Right.USE)]
     if start >= 0 and end < -1:
         return found[start : start - end]
@@ -211,14 +215,18 @@ def vmpool_infoset(request: Request, ids: str, extended: bool) -> Reply:
     wanted = {int(part) for part in ids.split(",") if part.strip().isdigit()}
     vms = (vm for vm in request.world.vms.newest_first() if vm.id in wanted)
     document = vm_documents.vm_extended if extended else vm_documents.vm_digest
-    return vm_documents.vm_pool(document(request.world, vm) for vm in selected(request, vms, "vm", -2, -1, -1))
+    return vm_documents.vm_pool(
+        document(request.world, vm) for vm in selected(request, vms, "vm", -2, -1, -1)
+    )
 
 
 @method("one.vmpool.monitoring", int, optional=(-1,))
 def vmpool_monitoring(request: Request, who: int, _seconds: int) -> Reply:
     """Retrieve the monitoring of all or part of the Virtual Machines"""
     found = _vms(request, who, -1, -1, -1, "")
-    return "<MONITORING_DATA>" + "".join(vm_documents.vm_monitoring(vm) for vm in found) + "</MONITORING_DATA>"
+    return (
+        "<MONITORING_DATA>" + "".join(vm_documents.vm_monitoring(vm) for vm in found) + "</MONITORING_DATA>"
+    )
 
 
 # What is written about a VM
@@ -275,7 +283,9 @@ def vm_chown(request: Request, vm_id: int, uid: int, gid: int) -> Reply:
 def vm_chmod(request: Request, vm_id: int, *bits: int) -> Reply:
     """Change the permissions of a Virtual Machine"""
     vm = request.vm(vm_id, Right.MANAGE)
-    vm.permissions.bits = [old if new == -1 else new for old, new in zip(vm.permissions.bits, bits, strict=True)]
+    vm.permissions.bits = [
+        old if new == -1 else new for old, new in zip(vm.permissions.bits, bits, strict=True)
+    ]
     return vm_id
 
 

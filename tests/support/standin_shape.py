@@ -1,0 +1,213 @@
+"""Whether two answers have the same shape, and the same meaning where it can be told.
+
+Responsible for the comparison. Invariant: what `differences` leaves unmentioned is equal: HTTP status,
+kind of answer, types, codes, ids, the set of elements of each object with the type of each leaf, the
+state of VMs and hosts, capacities in use, the sequence of HISTORY. Texts, times and random figures are
+not compared.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from tests.support.standin_translation import Translation
+
+_INTEGER = re.compile(r"-?\d+")
+_NUMBER = re.compile(r"-?\d+\.\d+")
+_KINDS = {
+    "VM": "vm",
+    "HOST": "host",
+    "IMAGE": "image",
+    "VNET": "network",
+    "CLUSTER": "cluster",
+    "DATASTORE": "datastore",
+    "USER": "user",
+    "GROUP": "group",
+    "VMTEMPLATE": "template",
+}
+# Figures that follow the capacities configured and asked for.
+_SCALED = {
+    "HOST": tuple(
+        f"HOST_SHARE/{name}"
+        for name in ("MEM_USAGE", "CPU_USAGE", "TOTAL_MEM", "TOTAL_CPU", "MAX_MEM", "MAX_CPU")
+    ),
+    "VM": ("TEMPLATE/CPU", "TEMPLATE/MEMORY"),
+    "USER": tuple(
+        f"VM_QUOTA/VM/{name}{used}"
+        for name in ("CPU", "MEMORY", "RUNNING_CPU", "RUNNING_MEMORY")
+        for used in ("", "_USED")
+    ),
+}
+_EQUAL = {
+    "HOST": ("STATE", "HOST_SHARE/RUNNING_VMS"),
+    "VM": ("STATE", "LCM_STATE", "RESCHED", "TEMPLATE/VCPU"),
+    "IMAGE": ("STATE", "RUNNING_VMS", "TYPE", "PERSISTENT"),
+    "VNET": ("STATE", "USED_LEASES"),
+    "DATASTORE": ("TYPE",),
+    "USER": ("VM_QUOTA/VM/VMS", "VM_QUOTA/VM/VMS_USED", "VM_QUOTA/VM/RUNNING_VMS_USED"),
+}
+_REFERENCES = {
+    "HOST": {"CLUSTER_ID": "cluster", "VMS/ID": "vm"},
+    "VM": {"UID": "user", "HISTORY_RECORDS/HISTORY/HID": "host", "HISTORY_RECORDS/HISTORY/CID": "cluster"},
+    "IMAGE": {"VMS/ID": "vm", "DATASTORE_ID": "datastore"},
+    "VNET": {"CLUSTERS/ID": "cluster"},
+    "CLUSTER": {"HOSTS/ID": "host", "DATASTORES/ID": "datastore", "VNETS/ID": "network"},
+    "DATASTORE": {"CLUSTERS/ID": "cluster", "IMAGES/ID": "image"},
+}
+_NAMED = {"HOST", "VM", "IMAGE", "VNET", "VMTEMPLATE"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A response body taken apart: the tags of its values, and what they hold."""
+
+    kind: str
+    tags: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+
+    @property
+    def code(self) -> str:
+        return self.values[0] if self.kind == "fault" else self.values[2] if self.kind == "false" else ""
+
+
+def parse_answer(body: bytes) -> Answer:
+    try:
+        root = ElementTree.fromstring(body)
+    except ElementTree.ParseError:
+        return Answer(kind="not-xmlrpc")
+    fault = root.find("fault/value/struct")
+    if fault is not None:
+        return Answer(kind="fault", values=(fault.findtext("member/value/i4") or "",))
+    value = root.find("params/param/value")
+    if value is None or len(value) == 0:
+        return Answer(kind="not-xmlrpc")
+    data = value.find("array/data")
+    entries = [] if data is None else [entry[0] for entry in data]
+    if len(entries) in (3, 5) and entries[0].tag == "boolean":
+        return Answer(
+            kind="true" if entries[0].text == "1" else "false",
+            tags=tuple(entry.tag for entry in entries),
+            values=tuple(entry.text or "" for entry in entries),
+        )
+    return Answer(kind="other", tags=tuple(sorted({element.tag for element in value.iter()})))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leniency:
+    """What of a row is not to be compared: moments that were never settled."""
+
+    states: bool = False
+    ignored: frozenset[str] = field(default_factory=frozenset)
+
+
+STRICT = Leniency()
+
+
+def differences(
+    recorded: Answer, ours: Answer, translation: Translation, lenient: Leniency = STRICT
+) -> list[str]:
+    """How our answer differs from the recorded one as translated; empty if it has the same shape."""
+    if recorded.kind != ours.kind:
+        return [f"kind {recorded.kind} became {ours.kind}: {ours.values[:3]}"]
+    if recorded.tags != ours.tags:
+        return [f"types {recorded.tags} became {ours.tags}"]
+    if recorded.code != ours.code:
+        return [f"code {recorded.code} became {ours.code}: {ours.values[1:2]}"]
+    if recorded.kind == "true" and recorded.values[1].startswith("<"):
+        return list(_document(recorded.values[1], ours.values[1], translation, lenient))
+    return []
+
+
+def _document(recorded: str, ours: str, translation: Translation, lenient: Leniency) -> Iterator[str]:
+    want, have = _objects(ElementTree.fromstring(recorded)), _objects(ElementTree.fromstring(ours))
+    wanted = [(tag, _shifted(tag, number, translation)) for tag, number in want]
+    if wanted != list(have):
+        yield f"objects {wanted[:12]} became {list(have)[:12]}"
+        return
+    for (tag, number), (original, mine) in zip(
+        wanted, zip(want.values(), have.values(), strict=True), strict=True
+    ):
+        for difference in _object(tag, original, mine, translation, lenient):
+            yield f"{tag} {number}: {difference}"
+
+
+def _shifted(tag: str, number: str, translation: Translation) -> str:
+    kind = _KINDS.get(tag)
+    return str(translation.id(kind, int(number))) if kind and number.isdigit() else number
+
+
+def _objects(root: ElementTree.Element) -> dict[tuple[str, str], ElementTree.Element]:
+    """The members of a pool by tag and id, or the one object there is."""
+    members = list(root) if root.tag.endswith("_POOL") or root.tag == "MONITORING_DATA" else [root]
+    found: dict[tuple[str, str], ElementTree.Element] = {}
+    for index, member in enumerate(members):
+        number = (member.findtext("ID") if member.tag in _KINDS else None) or f"#{index}"
+        found[member.tag, number] = member
+    return found
+
+
+def _leaf_kind(text: str | None) -> str:
+    if not text:
+        return "empty"
+    return "integer" if _INTEGER.fullmatch(text) else "number" if _NUMBER.fullmatch(text) else "text"
+
+
+def _paths(element: ElementTree.Element, path: str = "") -> Iterator[tuple[str, str]]:
+    for child in element:
+        here = f"{path}/{child.tag}"
+        if len(child):
+            yield here, "element"
+            yield from _paths(child, here)
+        else:
+            yield here, _leaf_kind(child.text)
+
+
+def _object(
+    tag: str,
+    recorded: ElementTree.Element,
+    ours: ElementTree.Element,
+    translation: Translation,
+    lenient: Leniency,
+) -> Iterator[str]:
+    want, have = set(_paths(recorded)), set(_paths(ours))
+    for path, kind in sorted(want - have):
+        if path.strip("/") not in lenient.ignored:
+            yield f"lacks {path} ({kind})"
+    for path, kind in sorted(have - want):
+        if path.strip("/") not in lenient.ignored:
+            yield f"has {path} ({kind})"
+    yield from _compare(tag, _EQUAL, recorded, ours, lenient)
+    for path in _SCALED.get(tag, ()):
+        wanted, mine = recorded.findtext(path), ours.findtext(path)
+        if _NUMBER.fullmatch(wanted or "") or _INTEGER.fullmatch(wanted or ""):
+            scaled = wanted if wanted in ("-1", "-2") else translation.amount(wanted or "")
+            if mine is None or float(scaled or 0) != float(mine):
+                yield f"{path} {wanted} became {mine}"
+    for path, kind in _REFERENCES.get(tag, {}).items():
+        references = [translation.id(kind, int(one.text or "-1")) for one in recorded.iterfind(path)]
+        if references != [int(one.text or "-1") for one in ours.iterfind(path)]:
+            yield f"{path} {references} became {[one.text for one in ours.iterfind(path)]}"
+    if tag == "VM" and not lenient.states:
+        actions = [one.text for one in recorded.iterfind("HISTORY_RECORDS/HISTORY/ACTION")]
+        mine_actions = [one.text for one in ours.iterfind("HISTORY_RECORDS/HISTORY/ACTION")]
+        if actions != mine_actions:
+            yield f"history {actions} became {mine_actions}"
+    if tag in _NAMED and translation.name(recorded.findtext("NAME") or "") != ours.findtext("NAME"):
+        yield f"NAME {recorded.findtext('NAME')} became {ours.findtext('NAME')}"
+
+
+def _compare(
+    tag: str,
+    fields: Mapping[str, tuple[str, ...]],
+    recorded: ElementTree.Element,
+    ours: ElementTree.Element,
+    lenient: Leniency,
+) -> Iterator[str]:
+    for path in fields.get(tag, ()):
+        if lenient.states and path in ("STATE", "LCM_STATE"):
+            continue
+        if recorded.findtext(path) != ours.findtext(path):
+            yield f"{path} {recorded.findtext(path)} became {ours.findtext(path)}"
