@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import grpc
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from workspacebroker.v1 import pool_service_pb2 as pool_api
 from workspacebroker.v1 import tenant_service_pb2 as tenant_api
 from workspacebroker.v1 import workspace_service_pb2 as api
@@ -87,11 +88,12 @@ class WaitResult:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of a workspace. previous_state is unset where changes in between are no longer known."""
+    """One change of a workspace. Where the change itself is no longer kept, its time is None."""
 
     workspace: Workspace
     previous_state: Workspace.State
     revision: int
+    time: Timestamp | None
 
 
 Progress = Callable[[Workspace | None, BrokerError | None], None]
@@ -302,7 +304,7 @@ class Client:
                     outage.over()
                     revision = max(revision, event.revision)
                     if event.HasField("workspace"):
-                        yield Change(event.workspace, event.previous_state, event.revision)
+                        yield Change(event.workspace, event.previous_state, event.revision, event.time)
             except RevisionCompacted:
                 compacted = True
                 continue
@@ -339,7 +341,7 @@ class Client:
         )
         pages = list(self._pages(request))
         changed = [
-            Change(workspace, Workspace.STATE_UNSPECIFIED, workspace.revision)
+            Change(workspace, Workspace.STATE_UNSPECIFIED, workspace.revision, None)
             for page in pages
             for workspace in page.workspaces
             if workspace.revision > revision

@@ -1,0 +1,178 @@
+"""What every command shares: the options, the connection, and where output goes.
+
+stdout carries the answer (tables, or one JSON document), stderr everything said about it. Without a terminal
+there is no colour, no live line and no cutting to a width.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TextIO
+
+import click
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console, RenderableType
+
+from clients.names import short_name, tenant_name, workspace_name
+from clients.sdk import Client
+from clients.transport import DEFAULT_SERVER
+
+_UNBOUNDED = 100_000  # columns, where nobody looks at a screen
+
+
+@dataclass
+class Session:
+    """One run of the command. Options may stand before or after the noun; the later one wins."""
+
+    server: str = DEFAULT_SERVER
+    tenant: str = "default"
+    tenant_given: bool = False
+    json: bool = False
+    # What to tell someone who presses Ctrl-C: what was asked goes on, and this is how to follow it.
+    follow_up: str = ""
+    # The verdicts of a refusal lead to a check with the same flags.
+    check_line: str = ""
+
+    @cached_property
+    def client(self) -> Client:
+        """The connection, made when first needed."""
+        return Client(self.server)
+
+    @property
+    def parent(self) -> str:
+        """`tenants/{tenant}`."""
+        return tenant_name(self.tenant)
+
+    def workspace(self, text: str) -> str:
+        """The full name of a W."""
+        return workspace_name(text, self.tenant)
+
+    def typed(self, name: str) -> str:
+        """A workspace as it can be typed in another shell, where --tenant is not set."""
+        return short_name(name, "default")
+
+    def show(self, document: Message | Mapping[str, Any], *renderables: RenderableType) -> None:
+        """Prints the document with --json, else the renderables."""
+        if self.json:
+            sys.stdout.write(json.dumps(_plain(document), indent=2, ensure_ascii=False) + "\n")
+            return
+        console = console_for(sys.stdout)
+        for renderable in renderables:
+            console.print(renderable)
+
+    def show_line(self, document: Message, line: RenderableType) -> None:
+        """Prints one line of many, at once: a JSON document or the renderable."""
+        if self.json:
+            sys.stdout.write(json.dumps(_plain(document), ensure_ascii=False) + "\n")
+        else:
+            console_for(sys.stdout).print(line)
+        sys.stdout.flush()
+
+    def show_all(self, key: str, items: Sequence[Message], table: RenderableType) -> None:
+        """Prints a list: {key: [...]} with --json, else the table."""
+        self.show({key: [MessageToDict(item) for item in items]}, table)
+
+    def say(self, *renderables: RenderableType) -> None:
+        """Tells a person something that is not the answer."""
+        console = console_for(sys.stderr)
+        for renderable in renderables:
+            console.print(renderable)
+
+
+def _plain(document: Message | Mapping[str, Any]) -> Any:
+    return MessageToDict(document) if isinstance(document, Message) else document
+
+
+def console_for(stream: TextIO) -> Console:
+    """Plain text exactly as given (names may hold brackets and colons); full width unless on a terminal."""
+    width = None if stream.isatty() else _UNBOUNDED
+    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
+
+
+pass_session = click.make_pass_decorator(Session, ensure=True)
+
+
+def _setting(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        session = context.find_root().ensure_object(Session)
+        if value:
+            setattr(session, name, value)
+            session.tenant_given = session.tenant_given or name == "tenant"
+
+    return store
+
+
+def common_options(*, environment: bool) -> list[click.Parameter]:
+    """--server, --tenant and --json; the environment counts once, on the outermost command."""
+
+    def option(name: str, **more: Any) -> click.Option:
+        return click.Option([f"--{name}"], expose_value=False, is_eager=True, callback=_setting(name), **more)
+
+    return [
+        option(
+            "server",
+            metavar="HOST:PORT",
+            envvar="WORKSPACE_SERVER" if environment else None,
+            help=f"Where the broker listens. [WORKSPACE_SERVER; default {DEFAULT_SERVER}]",
+        ),
+        option(
+            "tenant",
+            metavar="NAME",
+            envvar="WORKSPACE_TENANT" if environment else None,
+            help="Whose workspaces; - lists every tenant you may see. [WORKSPACE_TENANT; default 'default']",
+        ),
+        option("json", is_flag=True, help="Print JSON for programs, times in UTC."),
+    ]
+
+
+class Command(click.Command):
+    """A command with the common options and an example in its help."""
+
+    def __init__(self, *arguments: Any, example: str = "", **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.params.extend(common_options(environment=False))
+        self.example = example
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keeps the words as typed, for advice that repeats them."""
+        ctx.meta["arguments"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Prints the example as it would be typed."""
+        if self.example:
+            with formatter.section("Example"):
+                formatter.write(f"{'':>{formatter.current_indent}}{self.example}\n")
+
+
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
+    """A parameter read by a parser that raises ValueError with what would do."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parses text; leaves what is parsed already."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """KEY=VALUE."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise ValueError(f"{text!r} is no KEY=VALUE")
+    return key, value
+
+
+PAIR = Parsed("KEY=VALUE", pair)
