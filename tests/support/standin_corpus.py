@@ -31,6 +31,7 @@ class Row:
     request: bytes
     response: bytes
     state: str
+    transitions: tuple[str, ...]  # "3/3", as the VM was polled
 
     @property
     def label(self) -> str:
@@ -71,6 +72,7 @@ def rows() -> tuple[Row, ...]:
             request=bodies.get(entry["request"], b""),
             response=bodies.get(entry["response"], b""),
             state=entry.get("state") or "",
+            transitions=tuple(seen["state"].split()[0] for seen in entry.get("vm_transitions") or ()),
         )
         for entry in json.loads(bodies["index.json"])
     )

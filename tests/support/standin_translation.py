@@ -20,8 +20,8 @@ _INTEGERS: Mapping[str, tuple[str, ...]] = {
     "one.vm.migrate": ("vm", "host", "", "", "datastore", ""),
     "one.vm.action": ("", "vm"),
     "one.vm.chown": ("vm", "user", "group"),
-    "one.vmpool.info": ("user-filter", "vm-range", "vm-range", ""),
-    "one.vmpool.infoextended": ("user-filter", "vm-range", "vm-range", ""),
+    "one.vmpool.info": ("user-filter",),
+    "one.vmpool.infoextended": ("user-filter",),
     "one.host.allocate": ("", "", "", "cluster"),
     "one.cluster.addhost": ("cluster", "host"),
     "one.cluster.adddatastore": ("cluster", "datastore"),
@@ -61,9 +61,12 @@ _BY_ID = re.compile(r'(IMAGE|NETWORK)_ID="(\d+)"')
 _WANTED_HOST = re.compile(r'(NAME=\\")([^"\\]+)')
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Translation:
-    """`shift` is added to the ids of a kind, `prefix` put before names, `factor` scales capacities."""
+    """`shift` is added to the ids of a kind, `prefix` put before names, `factor` scales capacities.
+
+    Two are the same only if they are one object, so that what was replayed with one can be kept.
+    """
 
     shift: Mapping[str, int] = field(default_factory=dict)
     prefix: str = ""
@@ -121,15 +124,16 @@ class Translation:
                 translated[index + 1] = self.name(value)
             elif isinstance(value, str) and text_role == "template":
                 translated[index + 1] = self.text(value)
+            elif method == "one.acl.addrule" and index == 0:
+                group = int(value, 16) & 0xFFFFFFFF
+                translated[1] = f"{int(value, 16) - group + self.id('group', group):x}"
             elif method == "one.vmpool.infoset" and isinstance(value, str):
                 translated[index + 1] = ",".join(
                     str(self.id("vm", int(number))) for number in value.split(",")
                 )
+        if method.startswith("one.vmpool.info") and len(params) > 3 and min(params[2:4]) >= 0:
+            translated[2:4] = [self.id("vm", number) for number in params[2:4]]  # a range, not a page
         return tuple(translated)
 
     def _integer(self, role: str, value: int) -> int:
-        if role == "user-filter":
-            return self.id("user", value)
-        if role == "vm-range":
-            return value + self.shift.get("vm", 0) if value > 0 else value
-        return self.id(role, value)
+        return self.id("user" if role == "user-filter" else role, value)

@@ -48,10 +48,10 @@ def ids(tag: str, values: Iterable[int]) -> str:
 
 def owner(world: World, item: Owned) -> str:
     """ID to NAME, as every object with an owner begins."""
-    user, group = world.users.get(item.uid), world.groups.get(item.gid)
+    group = world.groups.get(item.gid)
     return (
         f"<ID>{item.id}</ID><UID>{item.uid}</UID><GID>{item.gid}</GID>"
-        f"<UNAME>{plain(user.name if user else '')}</UNAME><GNAME>{plain(group.name if group else '')}</GNAME>"
+        f"<UNAME>{plain(world.user_name(item.uid))}</UNAME><GNAME>{plain(group.name if group else '')}</GNAME>"
         f"<NAME>{plain(item.name)}</NAME>"
     )
 

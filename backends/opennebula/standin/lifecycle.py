@@ -220,6 +220,7 @@ class Lifecycle:
     def settle(self, vm: Vm, place: Place) -> None:
         """Put the VM in a place; the pool's digest is written anew with it."""
         vm.place = place
+        vm.trail.append(place)
         vm.digest_monitoring = vm.monitoring.copy()
 
     def _keep_only_current_host(self, vm: Vm) -> None:

@@ -26,6 +26,7 @@ from backends.opennebula.standin.registry import Deferred
 _PATH: Final = "/RPC2"
 _HEADER_LIMIT: Final = 16 * 1024
 _BACKLOG: Final = 15
+_LINGER: Final = 0.5
 _REQUEST_LINE: Final = re.compile(r"([A-Z]+) (\S+) HTTP/1\.[01]")
 _SERVER: Final = "Xmlrpc-c_Abyss/1.33.14"
 
@@ -132,11 +133,22 @@ class Server:
                 body = await self._body(reader, head)
         except _Page as page:
             writer.write(_page(page.status, page.text))
+            await self._linger(reader, writer)
             return
         except TimeoutError:
             writer.write(_page(408, "Timed out waiting for the request"))
             return
         await self._serve_call(reader, writer, body)
+
+    @staticmethod
+    async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Let the peer read the page: closing with its request half read would reset the connection."""
+        await writer.drain()
+        writer.write_eof()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER):
+                while await reader.read(1 << 16):
+                    pass
 
     async def _head(self, reader: asyncio.StreamReader) -> _Head:
         try:

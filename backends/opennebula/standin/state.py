@@ -221,6 +221,7 @@ class Vm(Owned):
     digest_monitoring: Template = field(default_factory=Template)  # what the pool says, a little older
     scheduled: list[Template] = field(default_factory=list)
     lock: Lock | None = None
+    trail: list[Place] = field(default_factory=list)  # everywhere it has been
     token: int = 0
 
     @property
@@ -285,6 +286,12 @@ class World:
         # Groups whose members may create VMs; a new group is not among them until an ACL says so.
         self.creators: set[int] = {1}
         self.acl_ids = count(9)
+        self.departed: dict[int, str] = {}
+
+    def user_name(self, uid: int) -> str:
+        """Also of a user who is gone: what they own keeps their name."""
+        user = self.users.get(uid)
+        return user.name if user is not None else self.departed.get(uid, "")
 
     def now(self) -> int:
         return int(time.time())

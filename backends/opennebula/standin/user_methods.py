@@ -67,7 +67,7 @@ def user_delete(request: Request, user_id: int) -> Reply:
     request.admin_only(f"ADMIN USER [{user_id}]")
     if user.id == 0:
         raise Refusal(Refusal.ACTION, "Cannot delete user. oneadmin cannot be deleted.")
-    del request.world.users[user_id]
+    request.world.departed[user_id] = request.world.users.pop(user_id).name
     return user_id
 
 

@@ -121,13 +121,15 @@ def allocate(request: Request, given: Template, hold: bool, lease_code: int = Re
     template.set("VMID", str(vm_id))
     if hold:
         template.set("SUBMIT_ON_HOLD", "YES")
+    place = HOLD if hold else PENDING
     world.vms.put(
         Vm(
             id=vm_id,
             name=name or f"one-{vm_id}",
             uid=user.id,
             gid=user.gid,
-            place=HOLD if hold else PENDING,
+            place=place,
+            trail=[place],
             template=template,
             user_template=given,
             stime=world.now(),
