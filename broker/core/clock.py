@@ -14,7 +14,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 _SETTLE_ROUNDS = 1000
-"""How often `ManualClock` yields at most to let tasks run dry; a task that never sleeps must not hang a test."""
+"""How often `ManualClock` yields at most to let tasks run dry; a task that never sleeps must not hang a
+test.
+"""
 
 
 class Clock(Protocol):
@@ -109,7 +111,9 @@ class ManualClock:
         await self._settle()
 
     def set(self, now: datetime) -> None:
-        """Step the wall clock, as an operator or NTP does: monotonic time and sleepers stay where they are."""
+        """Step the wall clock, as an operator or NTP does: monotonic time and sleepers stay where they
+        are.
+        """
         if now.tzinfo is None:
             raise ValueError("a clock is set to an aware datetime")
         self._now = now.astimezone(UTC)
@@ -125,7 +129,9 @@ class ManualClock:
 
     @staticmethod
     async def _settle() -> None:
-        """Yield until no other callback is ready. Loops that hide their queue get a fixed number of rounds."""
+        """Yield until no other callback is ready. Loops that hide their queue get a fixed number of
+        rounds.
+        """
         ready = getattr(asyncio.get_running_loop(), "_ready", None)
         for _ in range(_SETTLE_ROUNDS if ready is not None else 64):
             await asyncio.sleep(0)

@@ -179,7 +179,9 @@ class SlotTable:
             self.release(key)
 
     def replace(self, slot: Slot) -> None:
-        """Put a slot in place of the one with the same key: other host, amounts or interval. KeyError: none."""
+        """Put a slot in place of the one with the same key: other host, amounts or interval. KeyError:
+        none.
+        """
         old = self.get(slot.key)
         if old is None:
             raise KeyError(slot.key)

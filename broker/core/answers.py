@@ -1,0 +1,119 @@
+"""What placement answers: a plan, or a refusal with verdicts that say why and whether waiting can help.
+
+Values only; the names of outcomes and codes are those of the API's PlacementVerdict. How verdicts are made
+stands in reasons.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """Whether it fits, may fit later, or never will."""
+
+    FITS = "FITS"
+    NOT_NOW = "NOT_NOW"
+    NEVER = "NEVER"
+
+
+class ReasonCode(StrEnum):
+    """What kind of obstacle."""
+
+    INSUFFICIENT_RESOURCE = "INSUFFICIENT_RESOURCE"
+    GROUP = "GROUP"
+    SELECTOR = "SELECTOR"
+    PLACEMENT_RULE = "PLACEMENT_RULE"
+    IMAGE_MISSING = "IMAGE_MISSING"
+    IMAGE_MISMATCH = "IMAGE_MISMATCH"
+    NETWORK_MISSING = "NETWORK_MISSING"
+    CAPABILITY = "CAPABILITY"
+    PARAMETER = "PARAMETER"
+    HOST_CORDONED = "HOST_CORDONED"
+    HOST_DISABLED = "HOST_DISABLED"
+    HOST_LOST = "HOST_LOST"
+    POOL_DRAINING = "POOL_DRAINING"
+    POOL_UNREACHABLE = "POOL_UNREACHABLE"
+    POOL_FORBIDDEN = "POOL_FORBIDDEN"
+    QUOTA = "QUOTA"  # the caller's to give: placement knows no tenants
+    LEASE_TOO_LONG = "LEASE_TOO_LONG"
+    WINDOW = "WINDOW"
+    DISK_ELSEWHERE = "DISK_ELSEWHERE"
+    SEARCH_LIMIT = "SEARCH_LIMIT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """One obstacle. `host_count`: in a pool's verdict, on how many of all its hosts; 0 where it is the pool's
+    own.
+    """
+
+    code: ReasonCode
+    message: str
+    resource: str = ""
+    requested: int = 0
+    available: int = 0  # in a pool's verdict: on the best host
+    resolvable: bool = False  # waiting may clear it
+    node_set: str = ""
+    host_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Why a pool, or one of its hosts, can or cannot take the request.
+
+    A host's verdict looks at single nodes: `nodes_fit` is how many nodes of the set that fits it best it
+    could take.
+    """
+
+    pool: str
+    host: str | None = None
+    outcome: Outcome
+    earliest: datetime | None = None
+    score: float = 0.0  # FITS: share of the tightest resource left free after placement, 0 to 1
+    reasons: tuple[Reason, ...] = ()
+    nodes_fit: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAssignment:
+    """Where the nodes of one set go: a host for each node, in node order."""
+
+    set_index: int
+    pool: str
+    hosts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A placement that fits over `[start, end)`; `end` None is open-ended. One assignment a set, in their
+    order.
+    """
+
+    assignments: tuple[SetAssignment, ...]
+    start: datetime
+    end: datetime | None
+    full: bool  # every set got its full count
+    score: float
+    verdicts: tuple[Verdict, ...] = ()
+    generations: Mapping[str, int] = field(default_factory=dict)  # of the pools used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotNow:
+    """No room now. `earliest` None: no known end would give it, or it was not found within the bound on
+    work.
+    """
+
+    earliest: datetime | None
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Never:
+    """It would not fit even if every host were enabled, answering and empty."""
+
+    verdicts: tuple[Verdict, ...]

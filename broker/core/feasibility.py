@@ -1,0 +1,208 @@
+"""Which hosts may take which node set, and how much room each has: one pool's share of a request as arrays.
+
+Resource checks and rules are masks over all hosts; nothing here loops over hosts. It decides about single
+hosts only; how a group lies on them is arrange.py's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from broker.core.answers import ReasonCode
+from broker.core.demand import Placement, SetRequest
+from broker.core.inventory import BoolArray, FloatArray, PoolSnapshot, as_texts
+from broker.core.slots import POOL_ROW, IntArray, to_us
+
+MEMORY = "memory"
+ADDRESS_PREFIX = "address:"
+_IMAGE_ATTRIBUTES = ("arch", "hypervisor")
+
+
+def held_amounts(snapshot: PoolSnapshot, wanted: SetRequest) -> tuple[dict[str, int], dict[str, int]]:
+    """Return what one node of the set holds: (of its host, of the pool). Exactly these amounts are planned
+    with.
+    """
+    host: dict[str, int] = {}
+    pool: dict[str, int] = {}
+    for name, amount in wanted.amounts.items():
+        (pool if name in snapshot.pool_totals else host)[name] = amount
+    if snapshot.memory_overhead:
+        side = pool if MEMORY in snapshot.pool_totals else host
+        side[MEMORY] = side.get(MEMORY, 0) + snapshot.memory_overhead
+    for network, addresses in wanted.networks.items():
+        pool[ADDRESS_PREFIX + network] = addresses
+    return (
+        {name: amount for name, amount in host.items() if amount},
+        {name: amount for name, amount in pool.items() if amount},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Hosts that a rule of the request keeps from a set, whatever their room; waiting never lifts it."""
+
+    code: ReasonCode
+    barred: BoolArray
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What is free: per host (one array a resource of the case, never copied unless changed) and of the
+    pool.
+    """
+
+    host: Sequence[IntArray]
+    pool: Sequence[int]
+    usable: BoolArray | None  # None: every host
+
+
+class Case:
+    """The sets of one request that go to one pool, and what they need there."""
+
+    def __init__(self, snapshot: PoolSnapshot, indices: Sequence[int], sets: Sequence[SetRequest]) -> None:
+        self.snapshot = snapshot
+        self.indices = tuple(indices)
+        self.sets = tuple(sets)
+        held = [held_amounts(snapshot, wanted) for wanted in sets]
+        self.resources = tuple(dict.fromkeys(name for host, _ in held for name in host))
+        self.pool_resources = tuple(dict.fromkeys(name for _, pool in held for name in pool))
+        # needs[s][r], pool_needs[s][p]: what one node of set s holds.
+        self.needs = [[host.get(name, 0) for name in self.resources] for host, _ in held]
+        self.pool_needs = [[pool.get(name, 0) for name in self.pool_resources] for _, pool in held]
+        self.one_per_host = [
+            (wanted.placement or snapshot.policy) is Placement.ONE_PER_HOST for wanted in sets
+        ]
+        self.rules = [self._rules(wanted) for wanted in sets]
+        self.allowed = [_allowed(rules) for rules in self.rules]
+        hosts = snapshot.hosts
+        columns = [hosts.columns.get(name) for name in self.resources]
+        self.total = [hosts.zeros if column is None else hosts.total[column] for column in columns]
+        self._room = [hosts.zeros if column is None else hosts.room[column] for column in columns]
+        self._per_unit = [None if column is None else hosts.per_unit[column] for column in columns]
+        self._usable = None if hosts.usable.all() else hosts.usable
+
+    @property
+    def pool(self) -> str:
+        """The pool's name."""
+        return self.snapshot.name
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Full counts of the sets."""
+        return tuple(wanted.count for wanted in self.sets)
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """Least counts of the sets."""
+        return tuple(wanted.least for wanted in self.sets)
+
+    def room(self, start: int, end: int, *, begun_by: int | None = None) -> Room:
+        """Return what is free throughout `[start, end)` in microseconds.
+
+        `begun_by` leaves out slots that start later than that instant.
+        """
+        snapshot = self.snapshot
+        table = snapshot.slots
+        rows = table.rows_of(snapshot.hosts.names)
+        columns = [table.column(name) for name in self.resources]
+        pool_columns = [table.column(name) for name in self.pool_resources]
+        now = to_us(snapshot.now)
+        if begun_by is None:
+            held = table.peak_us(start, end, now)
+        else:
+            held = table.peak_us(start, end, now, begun_by=begun_by)
+        pool_row = table.host_row(POOL_ROW)
+        return Room(
+            host=[room - held[column][rows] for room, column in zip(self._room, columns, strict=True)],
+            pool=[
+                self.pool_total(name) - snapshot.pool_foreign.get(name, 0) - int(held[column, pool_row])
+                for name, column in zip(self.pool_resources, pool_columns, strict=True)
+            ],
+            usable=self._usable,
+        )
+
+    def empty_room(self) -> Room:
+        """Return what would be free with every host enabled, answering and empty, strangers' VMs gone."""
+        return Room(
+            host=self.total, pool=[self.pool_total(name) for name in self.pool_resources], usable=None
+        )
+
+    def pool_total(self, name: str) -> int:
+        """The pool's total of a resource of its own; addresses of a network nobody counts never run out."""
+        unlimited = 1 << 62 if name.startswith(ADDRESS_PREFIX) else 0
+        return self.snapshot.pool_totals.get(name, unlimited)
+
+    def mask(self, room: Room, index: int) -> BoolArray | None:
+        """Return the hosts that may take a node of the set, room aside; None: all of them."""
+        allowed = self.allowed[index]
+        if allowed is None or room.usable is None:
+            return room.usable if allowed is None else allowed
+        return allowed & room.usable
+
+    def fitting(self, room: Room, index: int) -> BoolArray:
+        """Return the hosts that can take one node of the set."""
+        fits = self.mask(room, index)
+        for free, need in zip(room.host, self.needs[index], strict=True):
+            if need:
+                enough = free >= need
+                fits = enough if fits is None else fits & enough
+        return np.ones(len(self.snapshot.hosts.names), dtype=np.bool_) if fits is None else fits
+
+    def capacity(self, room: Room, index: int, limit: int) -> IntArray:
+        """Return how many nodes of the set each host could take by itself, at most `limit`."""
+        if self.one_per_host[index] or limit <= 1:
+            return self.fitting(room, index).astype(np.int64) * min(1, limit)
+        most = np.full(len(self.snapshot.hosts.names), limit, dtype=np.int64)
+        for free, need in zip(room.host, self.needs[index], strict=True):
+            if need:
+                np.minimum(most, free // need, out=most)
+        mask = self.mask(room, index)
+        return np.maximum(most, 0) if mask is None else np.where(mask, np.maximum(most, 0), 0)
+
+    def tightness(self, room: Room, index: int) -> FloatArray:
+        """Return each host's share left free on its tightest resource once one node of the set is on it."""
+        tightest: FloatArray | None = None
+        for free, need, unit in zip(room.host, self.needs[index], self._per_unit, strict=True):
+            if need and unit is not None:
+                left = (free - need) * unit
+                tightest = left if tightest is None else np.minimum(tightest, left, out=tightest)
+        return np.zeros(len(self.snapshot.hosts.names)) if tightest is None else tightest
+
+    def _rules(self, wanted: SetRequest) -> list[Rule]:
+        hosts = self.snapshot.hosts
+        rules: list[Rule] = []
+
+        def bar(code: ReasonCode, barred: BoolArray, message: str) -> None:
+            if barred.any():
+                rules.append(Rule(code=code, barred=barred, message=message))
+
+        if wanted.pinned_host is not None:
+            elsewhere = ~hosts.among([wanted.pinned_host])
+            bar(ReasonCode.DISK_ELSEWHERE, elsewhere, f"the node's disk lies on host {wanted.pinned_host}")
+        if wanted.excluded_hosts:
+            barred = hosts.among(wanted.excluded_hosts)
+            bar(ReasonCode.PLACEMENT_RULE, barred, "the request excludes this host")
+        for attribute, values in wanted.host_selector.items():
+            asked = " or ".join(values)
+            bar(ReasonCode.SELECTOR, ~hosts.having(attribute, values), f"{attribute} {asked} asked")
+        image = (self.snapshot.images or {}).get(wanted.image or "", {})
+        for attribute in _IMAGE_ATTRIBUTES:
+            if attribute in image:
+                texts = as_texts(image[attribute])
+                wrong = hosts.carrying(attribute) & ~hosts.having(attribute, texts)
+                made_for = " or ".join(sorted(texts))
+                bar(ReasonCode.IMAGE_MISMATCH, wrong, f"image {wanted.image} is for {attribute} {made_for}")
+        return rules
+
+
+def _allowed(rules: Sequence[Rule]) -> BoolArray | None:
+    if not rules:
+        return None
+    barred = rules[0].barred
+    for rule in rules[1:]:
+        barred = barred | rule.barred
+    return ~barred
