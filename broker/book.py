@@ -11,6 +11,7 @@ Everything here runs in the event loop without awaiting, which makes the loop th
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -117,7 +118,15 @@ class Book:
         self.used: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         """Quota use by (tenant, pool, resource); pool "" is the tenant's sum."""
         self.calls_in_flight = 0
+        self.pool_tasks: defaultdict[str, dict[NodeKey, Task]] = defaultdict(dict)
+        """The tasks of each pool."""
+        self.on_task: Callable[[Task], None] = lambda task: None
+        """Called with each task that a durable transaction wrote."""
+        self.on_workspace: list[Callable[[Workspace], None]] = []
+        """Called with each workspace that a durable transaction wrote."""
+        self._pool_workspaces: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self._uids: dict[tuple[str, str], str] = {}
+        self._names: list[tuple[str, str]] = []  # (tenant, id), sorted
         self._requests_of: defaultdict[str, set[tuple[str, str, str]]] = defaultdict(set)
         self._unconfirmed: list[Transaction] = []
         store.on_failure = self._take_back
@@ -143,9 +152,23 @@ class Book:
         uid = self._uids.get((tenant, workspace_id))
         return self.workspaces[uid] if uid is not None else None
 
+    def names_after(self, name: tuple[str, str]) -> Iterator[tuple[str, str]]:
+        """Names of workspaces, (tenant, id), in order, from after one on."""
+        for place in range(bisect_right(self._names, name), len(self._names)):
+            yield self._names[place]
+
+    def in_pool(self, pool: str) -> list[Workspace]:
+        """The workspaces that have a node in a pool which is not final."""
+        return [self.workspaces[uid] for uid in self._pool_workspaces[pool]]
+
     def requests_of(self, uid: str) -> tuple[tuple[str, str, str], ...]:
         """The request ids that a workspace's record keeps alive."""
         return tuple(self._requests_of.get(uid, ()))
+
+    async def settled(self) -> None:
+        """Returns when all that was decided so far is durable. Raises BrokerError STORE_UNAVAILABLE."""
+        if self._unconfirmed:
+            await self._unconfirmed[-1].durable()
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -184,6 +207,12 @@ class Book:
                 for old, new in transaction._changed
             ]
         )
+        for _, workspace in transaction._changed:
+            for tell in self.on_workspace:
+                tell(workspace)
+        for table, key in transaction._before:
+            if table is Table.TASKS and key in self.tasks:
+                self.on_task(self.tasks[cast(NodeKey, key)])
         for callback in transaction.after_commit:
             callback()
 
@@ -214,6 +243,12 @@ class Book:
             records[key] = value
         if table is Table.WORKSPACES:
             self._derive(cast(Workspace | None, before), cast(Workspace | None, value))
+        elif table is Table.TASKS:
+            node = cast(NodeKey, key)
+            if before is not None:
+                self.pool_tasks[cast(Task, before).pool].pop(node, None)
+            if value is not None:
+                self.pool_tasks[cast(Task, value).pool][node] = cast(Task, value)
         elif table is Table.REQUESTS:
             request = cast(tuple[str, str, str], key)
             if before is not None:
@@ -225,16 +260,24 @@ class Book:
     def _derive(self, old: Workspace | None, new: Workspace | None) -> None:
         """Names, slots, generations and quota follow a workspace's record."""
         if old is not None and new is None:
-            self._uids.pop((old.tenant, old.id), None)
+            name = (old.tenant, old.id)
+            del self._uids[name]
+            del self._names[bisect_left(self._names, name)]
             self._requests_of.pop(old.uid, None)
-        if new is not None:
-            self._uids[(new.tenant, new.id)] = new.uid
+        if new is not None and old is None:
+            name = (new.tenant, new.id)
+            self._uids[name] = new.uid
+            insort(self._names, name)
         if old is not None:
             for pool, resource, amount in quota_use(old):
                 self._use(old.tenant, pool, resource, -amount)
         if new is not None:
             for pool, resource, amount in quota_use(new):
                 self._use(new.tenant, pool, resource, amount)
+        for pool in _pools_of(old) - _pools_of(new):
+            self._pool_workspaces[pool].pop(cast(Workspace, old).uid, None)
+        for pool in _pools_of(new) - _pools_of(old):
+            self._pool_workspaces[pool][cast(Workspace, new).uid] = None
         released = {holding.key: holding for holding in holdings(old)} if old is not None else {}
         held = {holding.key: holding for holding in holdings(new)} if new is not None else {}
         for key, holding in released.items():
@@ -250,3 +293,10 @@ class Book:
         self.used[(tenant, "", resource)] += amount
         if pool:
             self.used[(tenant, pool, resource)] += amount
+
+
+def _pools_of(workspace: Workspace | None) -> set[str]:
+    """The pools in which a workspace has a node that is not final."""
+    if workspace is None:
+        return set()
+    return {node.pool for node in workspace.nodes if not node.state.final}

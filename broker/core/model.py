@@ -203,6 +203,7 @@ class Node:
     backend_id: str = ""
     released: bool = False  # seen to have let go of cpu, memory and extras
     target_host: str = ""
+    saved: bool = False  # its disk was saved under END_ACTION SAVE
     failed_hosts: tuple[str, ...] = ()  # hosts that could not start it, during its first start
     nics: tuple[SeenNic, ...] = ()
     observe_time: datetime | None = None
@@ -294,6 +295,7 @@ class Task:
     deadline: datetime | None  # None: goes on until it is done
     next_attempt_time: datetime | None = None
     last_error: Failure | None = None
+    cause: Cause = Cause.REQUESTED
     force: bool = False
     back_to: State | None = None  # SAVING: the state it came from
     final_state: State = State.TERMINATED  # TERMINATE: where it ends

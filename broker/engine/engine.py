@@ -1,0 +1,127 @@
+"""All pools at work: one driver and one observer a pool, and one timer for every lease.
+
+The engine learns of new work from the book, after it is durable. Nothing that happens at one pool waits for another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from backends.base import Action, BackendError, Observation, ObservedNode
+from broker.book import Book
+from broker.core.clock import Clock
+from broker.core.errors import BrokerError, Reason
+from broker.core.model import NodeKey, Task, Workspace
+from broker.engine.breaker import Breaker
+from broker.engine.driver import Driver
+from broker.engine.expiry import Expiry
+from broker.engine.observer import Observer
+from broker.engine.starts import Starts
+from broker.metrics import Metrics
+from broker.pools import Pool
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolWork:
+    """What works for one pool."""
+
+    pool: Pool
+    breaker: Breaker
+    driver: Driver
+    observer: Observer
+
+
+class Engine:
+    """Runs what the book says is to be done."""
+
+    def __init__(
+        self,
+        pools: Mapping[str, Pool],
+        book: Book,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        broker_id: str,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._book = book
+        self.starts = Starts(pools, book, clock)
+        self.expiry = Expiry(pools, book, clock, self.starts)
+        self.work: dict[str, PoolWork] = {}
+        for name, pool in pools.items():
+            breaker = Breaker(pool, clock, metrics)
+            driver = Driver(
+                pool, book, clock, metrics, breaker, self.starts, broker_id=broker_id, jitter=jitter
+            )
+            observer = Observer(pool, book, clock, metrics, breaker, driver, self.starts)
+            driver.on_accepted = observer.soon
+            driver.on_gone = lambda key, seen, observer=observer: observer.apply({key: seen})  # type: ignore[misc]
+            breaker.on_change = lambda outage, observer=observer: self._outage(observer, outage)  # type: ignore[misc]
+            observer.on_room = self.expiry.try_waiting
+            self.work[name] = PoolWork(pool=pool, breaker=breaker, driver=driver, observer=observer)
+        self._loops: list[asyncio.Task[None]] = []
+        book.on_task = self._on_task
+        book.on_workspace.append(self.expiry.watch)
+
+    async def start(self) -> None:
+        """Opens the backends and takes up what was under way when the broker last stopped."""
+        self._doubt_interrupted()
+        for work in self.work.values():
+            await work.pool.backend.open()
+            self._loops.append(asyncio.create_task(work.observer.run(), name=f"observe {work.pool.name}"))
+        self._loops.append(asyncio.create_task(self.expiry.run(), name="expiry"))
+        for task in list(self._book.tasks.values()):
+            self._on_task(task)
+
+    def _doubt_interrupted(self) -> None:
+        """A step that was being tried when the broker stopped may have been carried out."""
+        with self._book.transaction() as tx:
+            for task in list(self._book.tasks.values()):
+                if task.step is not None and not task.unsure:
+                    tx.put_task(replace(task, unsure=True))
+
+    async def stop(self) -> None:
+        """Stops working; what is under way stays in the book."""
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        for work in self.work.values():
+            await work.driver.stop()
+            await work.pool.backend.close()
+
+    async def refresh(self, pool: str) -> int:
+        """A complete look at one pool's backend now; returns how many nodes changed.
+
+        Raises BrokerError BACKEND_UNREACHABLE where it does not answer.
+        """
+        self.expiry.clock_watch.trust()
+        try:
+            return await self.work[pool].observer.refresh()
+        except BackendError as error:
+            raise BrokerError(
+                Reason.BACKEND_UNREACHABLE,
+                f"the backend of pool {pool} does not answer: {error}",
+                resource=f"pools/{pool}",
+                retry_after=self.work[pool].pool.settings.breaker.probe_interval,
+            ) from error
+
+    def seen_at(self, key: NodeKey, pool: str) -> float | None:
+        """When a node was last seen, in seconds since 1970; None before it was."""
+        work = self.work.get(pool)
+        return work.observer.seen_at.get(key) if work is not None else None
+
+    def _on_task(self, task: Task) -> None:
+        work = self.work.get(task.pool)
+        if work is not None:
+            work.driver.wake(task.key)
+
+    def _outage(self, observer: Observer, outage: float | None) -> None:
+        if outage is not None:
+            observer.extend_deadlines(outage)
+            observer.soon()

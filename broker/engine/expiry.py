@@ -1,0 +1,321 @@
+"""What time alone does to leases: their begin, the warning before the end, the end, and when a record is forgotten.
+
+Every workspace has at most one next due instant, a function of its record; a heap holds them, and what has changed
+meanwhile is skipped. After a restart what ended meanwhile is ended now. When the wall clock jumps, nothing is begun or
+ended by time until it agrees with the monotonic clock again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from backends.base import Action, Capability
+from broker.book import Book, Transaction
+from broker.core.clock import Clock
+from broker.core.errors import BrokerError, Failure, Reason
+from broker.core.model import Cause, EndAction, Node, Notice, NoticeKind, State, Workspace
+from broker.core.placement import Plan, plan
+from broker.engine.retry import interrupted_sleep
+from broker.engine.starts import Starts
+from broker.engine.tasks import begin, write
+from broker.placing import node_again, rest_of_lease, snapshots
+from broker.pools import Pool
+
+log = logging.getLogger(__name__)
+
+RECORD_KEPT: Final = timedelta(days=7)
+"""How long a workspace's record outlives it, and its request ids with it."""
+
+LONGEST_NAP: Final = 3600.0
+
+CLOCK_STEP: Final = 30.0
+"""Seconds by which the wall clock may differ from the monotonic one before time is doubted."""
+
+CLOCK_TRUSTED_AFTER: Final = 60.0
+"""Seconds both clocks have to agree before leases begin and end by time again."""
+
+
+class ClockWatch:
+    """Tells steps of the wall clock: it compares how far both clocks came since the last look."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._wall = clock.now()
+        self._steady = clock.monotonic()
+        self._doubted_until = float("-inf")
+
+    def trusted(self) -> bool:
+        """Looks at both clocks; False for a while after a step."""
+        wall, steady = self._clock.now(), self._clock.monotonic()
+        step = (wall - self._wall).total_seconds() - (steady - self._steady)
+        self._wall, self._steady = wall, steady
+        if abs(step) > CLOCK_STEP:
+            self._doubted_until = steady + CLOCK_TRUSTED_AFTER
+            log.error("clock=stepped by=%.0fs leases wait %.0fs", step, CLOCK_TRUSTED_AFTER)
+        return steady >= self._doubted_until
+
+    def trust(self) -> None:
+        """An operator says the clock is right."""
+        self._doubted_until = float("-inf")
+
+    @property
+    def wait(self) -> float:
+        """Seconds until time may be trusted again."""
+        return max(0.0, self._doubted_until - self._clock.monotonic())
+
+
+class Expiry:
+    """Leases of all pools in time."""
+
+    def __init__(self, pools: Mapping[str, Pool], book: Book, clock: Clock, starts: Starts) -> None:
+        self._pools = dict(pools)
+        self._book = book
+        self._clock = clock
+        self._starts = starts
+        self._heap: list[tuple[datetime, str]] = []
+        self._wake = asyncio.Event()
+        self.clock_watch = ClockWatch(clock)
+
+    def watch(self, workspace: Workspace) -> None:
+        """Notes when a workspace is due next; called at each change of it."""
+        due = self.due(workspace)
+        if due is not None:
+            heapq.heappush(self._heap, (due, workspace.uid))
+            if self._heap[0][1] == workspace.uid:
+                self._wake.set()
+
+    def due(self, workspace: Workspace) -> datetime | None:
+        """The next instant at which time alone does something to a workspace."""
+        if workspace.state.final:
+            return (workspace.final_time or workspace.create_time) + RECORD_KEPT
+        instants = []
+        if workspace.state is State.RESERVED and workspace.prepare_time is not None:
+            instants.append(workspace.prepare_time)
+        if workspace.end_time is not None and workspace.state is not State.TERMINATING:
+            warning = self._warning_time(workspace)
+            if warning is not None:
+                instants.append(warning)
+            instants.append(workspace.end_time)
+        return min(instants, default=None)
+
+    def _warning_time(self, workspace: Workspace) -> datetime | None:
+        """When the notice ENDING comes: before the end, but not in the first half of the lease."""
+        if workspace.end_time is None or workspace.start_time is None:
+            return None
+        if any(notice.kind is NoticeKind.ENDING for notice in workspace.notices):
+            return None
+        warnings = [self._pools[node.pool].settings.end_warning for node in workspace.nodes if node.pool in self._pools]
+        middle = workspace.start_time + (workspace.end_time - workspace.start_time) / 2
+        return max(middle, workspace.end_time - timedelta(seconds=max(warnings, default=0.0)))
+
+    async def run(self) -> None:
+        """Does what is due, for ever; ends by cancellation."""
+        for workspace in self._book.workspaces.values():
+            self.watch(workspace)
+        while True:
+            self._wake.clear()
+            now = self._clock.now()
+            nap = LONGEST_NAP
+            if not self.clock_watch.trusted():
+                nap = min(nap, self.clock_watch.wait)
+            else:
+                while self._heap and self._heap[0][0] <= now:
+                    uid = heapq.heappop(self._heap)[1]
+                    try:
+                        self.act(uid, now)
+                    except BrokerError as error:  # the store: again a little later
+                        log.error("workspace=%s error=%s", uid, error)
+                        heapq.heappush(self._heap, (now + timedelta(seconds=1), uid))
+                        break
+                    except Exception:
+                        log.exception("workspace=%s expiry=lost", uid)
+                if self._heap:
+                    nap = min(nap, (self._heap[0][0] - now).total_seconds())
+            await interrupted_sleep(self._clock, max(nap, 0.001), self._wake)
+
+    def act(self, uid: str, now: datetime) -> None:
+        """Does to one workspace what is due at an instant."""
+        workspace = self._book.workspaces.get(uid)
+        due = self.due(workspace) if workspace is not None else None
+        if workspace is None or due is None or due > now:
+            return
+        with self._book.transaction() as tx:
+            if workspace.state.final:
+                tx.forget(workspace)
+            elif workspace.end_time is not None and workspace.end_time <= now:
+                self._end(tx, workspace, now)
+            elif workspace.state is State.RESERVED:
+                self.start(tx, workspace, now)
+            else:
+                self._warn(tx, workspace, now)
+
+    def _warn(self, tx: Transaction, workspace: Workspace, now: datetime) -> None:
+        assert workspace.end_time is not None
+        notice = Notice(
+            kind=NoticeKind.ENDING,
+            time=now,
+            due_time=workspace.end_time,
+            message=f"the lease ends and the workspace will be {_END_WORDS[workspace.terms.end_action]}; "
+            "update its duration to keep it",
+        )
+        tx.put(replace(workspace, notices=(*workspace.notices, notice)))
+
+    # Begin
+
+    def start(self, tx: Transaction, workspace: Workspace, now: datetime) -> bool:
+        """Puts a reserved (or waiting) workspace's nodes on their way; each goes to another host where its own
+        cannot take it. Where one finds none, the workspace waits as PENDING. Returns whether it started."""
+        nodes = list(workspace.nodes)
+        current = workspace
+        for node in workspace.nodes:
+            pool = self._pools[node.pool]
+            if workspace.state is State.RESERVED and pool.usable(node.host):
+                continue
+            # Its own slot must not stand in its way.
+            current = tx.put(replace(current, nodes=tuple(nodes), state=State.PENDING))
+            request = node_again(workspace, node, exclude=() if pool.usable(node.host) else (node.host,))
+            answer = plan(request, snapshots([pool], now), rest_of_lease(workspace, now))
+            if not isinstance(answer, Plan):
+                self._wait(tx, workspace, now)
+                return False
+            nodes[node.index] = replace(node, host=answer.assignments[0].hosts[0])
+            current = tx.put(replace(current, nodes=tuple(nodes), state=State.STARTING))
+        begin(
+            tx,
+            self._pools,
+            replace(current, nodes=tuple(nodes), state=State.STARTING, last_error=None, notices=()),
+            {node.index: Action.CREATE for node in nodes},
+            now,
+            cause=Cause.LEASE,
+        )
+        return True
+
+    def _wait(self, tx: Transaction, workspace: Workspace, now: datetime) -> None:
+        pending = replace(
+            workspace,
+            nodes=tuple(replace(node, state=State.PENDING) for node in workspace.nodes),
+            state=State.PENDING,
+            notices=(
+                Notice(
+                    kind=NoticeKind.AT_RISK,
+                    time=now,
+                    due_time=workspace.start_time,
+                    message="no host can take it at its start; it starts as soon as one can",
+                ),
+            ),
+            last_error=Failure(
+                reason=Reason.NO_CAPACITY,
+                message="no host can take the workspace at its start; it waits for room",
+                resource=workspace.name,
+            ),
+        )
+        tx.put(pending)
+
+    def try_waiting(self) -> None:
+        """Room may have come free: workspaces that missed their start are tried again, the oldest first."""
+        now = self._clock.now()
+        waiting = [workspace for workspace in self._book.workspaces.values() if workspace.state is State.PENDING]
+        for workspace in sorted(waiting, key=lambda each: (each.start_time or each.create_time, each.uid)):
+            try:
+                with self._book.transaction() as tx:
+                    if not self.start(tx, workspace, now):
+                        raise _StillWaiting
+            except _StillWaiting:
+                continue
+
+    # End
+
+    def _end(self, tx: Transaction, workspace: Workspace, now: datetime) -> None:
+        """One move of the end action; its next follows when this one shows."""
+        if workspace.state in (State.PENDING, State.RESERVED):
+            failed = replace(
+                workspace,
+                nodes=tuple(replace(node, state=State.FAILED) for node in workspace.nodes),
+                state=State.FAILED,
+                final_time=now,
+                notices=(),
+            )
+            tx.put(failed)
+            return
+        live = [node for node in workspace.nodes if not node.state.final]
+        action = workspace.terms.end_action
+        unstarted = not workspace.started
+        if action is EndAction.TERMINATE or unstarted:
+            self._expire(tx, workspace, live, now)
+            return
+        if any(node.state.moving and node.state is not State.REBOOTING for node in live):
+            return  # it is awaited to its deadline, and looked at again when it has settled
+        actions = {node.index: self._ending_action(workspace, node) for node in live}
+        wanted = {index: next_action for index, next_action in actions.items() if next_action is not None}
+        if wanted:
+            index, following = min(wanted.items())
+            # Each save makes an image of its own; anything else is done with all nodes at once.
+            saving = following is Action.SAVE
+            begin(
+                tx,
+                self._pools,
+                workspace,
+                {index: following} if saving else {each: move for each, move in wanted.items() if move is following},
+                now,
+                cause=Cause.LEASE,
+                image_name=self._image_name(workspace, index) if saving else "",
+            )
+        elif action is EndAction.SAVE:
+            self._expire(tx, workspace, live, now)
+        elif workspace.end_time is not None and now >= workspace.end_time + self._kept_after_end(live):
+            self._expire(tx, workspace, live, now)
+        elif workspace.end_time is not None:
+            heapq.heappush(self._heap, (workspace.end_time + self._kept_after_end(live), workspace.uid))
+
+    def _image_name(self, workspace: Workspace, index: int) -> str:
+        wanted = workspace.node_set(workspace.nodes[index])
+        return wanted.save_as if wanted.count == 1 else f"{wanted.save_as}-{index}"
+
+    def _kept_after_end(self, live: list[Node]) -> timedelta:
+        return timedelta(seconds=max((self._pools[node.pool].settings.keep_after_end for node in live), default=0.0))
+
+    def _ending_action(self, workspace: Workspace, node: Node) -> Action | None:
+        """The next move of one node under SUSPEND or SAVE; None when nothing is left to do."""
+        can = self._pools[node.pool].backend.capabilities
+        if node.state is State.PAUSED:
+            return Action.UNPAUSE
+        if workspace.terms.end_action is EndAction.SAVE:
+            if node.state in (State.RUNNING, State.SUSPENDED):
+                return Action.STOP if node.state is State.RUNNING else Action.RESUME
+            return Action.SAVE if workspace.node_set(node).save_as and not node.saved else None
+        releases = Capability.RELEASE in can
+        if node.state is State.RUNNING:
+            return Action.SUSPEND_RELEASE if releases else Action.SUSPEND
+        if node.released or not releases:
+            return None
+        return Action.RELEASE_SUSPENDED if node.state is State.SUSPENDED else Action.RELEASE_STOPPED
+
+    def _expire(self, tx: Transaction, workspace: Workspace, live: list[Node], now: datetime) -> None:
+        """No grace after the end: whatever still runs is ended hard."""
+        begin(
+            tx,
+            self._pools,
+            workspace,
+            {node.index: Action.TERMINATE for node in live if node.state is not State.TERMINATING},
+            now,
+            cause=Cause.LEASE,
+            force=True,
+            final_state=State.EXPIRED,
+        )
+
+
+class _StillWaiting(Exception):
+    """Takes a trial back."""
+
+
+_END_WORDS: Final = {
+    EndAction.TERMINATE: "terminated",
+    EndAction.SUSPEND: "suspended",
+    EndAction.SAVE: "saved and terminated",
+}

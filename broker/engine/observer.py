@@ -1,0 +1,412 @@
+"""Looks at one pool and draws the conclusions: what each node is seen to be, by the table of observations.
+
+One document a round serves every node. Rounds follow each other quickly while something is awaited, else at the
+pool's refresh interval. Only what was asked for after the backend accepted a node's last call counts. A VM missing
+from a document is asked for by itself; if many are missing at once, the next round has to say the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Final
+
+from backends.base import Action, BackendError, Observation, ObservedNode
+from broker.book import Book
+from broker.core.clock import Clock
+from broker.core.errors import BrokerError, Failure, Reason
+from broker.core.lifecycle import HARDER_AFTER_SECONDS, Do, Effect, Seen, observe
+from broker.core.model import Cause, Node, NodeKey, SeenNic, State, Task, Workspace
+from broker.engine.breaker import Breaker
+from broker.engine.driver import Driver
+from broker.engine.retry import interrupted_sleep
+from broker.engine.starts import Starts
+from broker.engine.tasks import RELEASING, write
+from broker.metrics import Metrics
+from broker.pools import Pool
+
+log = logging.getLogger(__name__)
+
+QUICKEST_ROUND: Final = 0.05
+"""Seconds between rounds right after a step was accepted; they double up to SLOWEST_ROUND while nothing comes."""
+
+SLOWEST_ROUND: Final = 1.0
+
+END_AGAIN_AFTER: Final = 5.0
+"""Seconds after which a VM that was told to end and still shows as before is told again."""
+
+MANY_MISSING: Final = 10
+"""More nodes than this and a tenth of a pool missing at once is doubted for one round."""
+
+
+class Observer:
+    """The eyes on one pool."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        book: Book,
+        clock: Clock,
+        metrics: Metrics,
+        breaker: Breaker,
+        driver: Driver,
+        starts: Starts,
+    ) -> None:
+        self.pool = pool
+        self._book = book
+        self._clock = clock
+        self._metrics = metrics
+        self._breaker = breaker
+        self._driver = driver
+        self._starts = starts
+        self._soon = asyncio.Event()
+        self._looking = asyncio.Lock()
+        self._missing_before: frozenset[NodeKey] = frozenset()
+        self._ended_at: dict[NodeKey, float] = {}  # when a node was last told to end, monotonic
+        self.seen_at: dict[NodeKey, float] = {}
+        self.on_room: Callable[[], None] = lambda: None
+        """Called when capacity may have come free."""
+
+    def soon(self) -> None:
+        """Asks for a round now, as after an accepted step."""
+        self._soon.set()
+
+    async def run(self) -> None:
+        """Rounds for ever; ends by cancellation."""
+        pause = 0.0
+        next_refresh = self._clock.monotonic()
+        while True:
+            now = self._clock.monotonic()
+            refresh_due = now >= next_refresh
+            try:
+                if refresh_due:
+                    await self.refresh()
+                elif self._awaited():
+                    await self.look()
+            except BackendError:
+                pass  # told to the breaker, which stands in the pool's last_error
+            except BrokerError as error:  # the store: the next round finds the same again
+                log.error("pool=%s round=lost error=%s", self.pool.name, error)
+            except Exception:
+                log.exception("pool=%s round=lost", self.pool.name)
+            now = self._clock.monotonic()
+            if refresh_due:
+                interval = self.pool.settings.refresh_interval
+                settled = not self._breaker.open and self.pool.inventory is not None
+                next_refresh = now + (interval if settled else min(interval, self.pool.settings.breaker.probe_interval))
+            if self._soon.is_set():
+                self._soon.clear()
+                pause = QUICKEST_ROUND
+            elif self._awaited():
+                pause = min(max(pause * 2, QUICKEST_ROUND), SLOWEST_ROUND)
+            else:
+                pause = next_refresh - now
+            await interrupted_sleep(self._clock, max(0.0, min(pause, next_refresh - now)), self._soon)
+
+    def _awaited(self) -> bool:
+        """Whether anything is accepted and not yet seen done."""
+        return not self._breaker.open and any(task.step is None for task in self._tasks())
+
+    def _tasks(self) -> Iterable[Task]:
+        return self._book.pool_tasks[self.pool.name].values()
+
+    async def refresh(self) -> int:
+        """A complete look: hosts, images, networks, nodes. Returns how many nodes changed. Raises BackendError."""
+        async with self._looking:
+            asked = self._clock.monotonic()
+            inventory = await self._driver.call("inventory", self.pool.backend.inventory)
+            for warning in inventory.warnings:
+                log.warning("pool=%s warning=%s", self.pool.name, warning)
+            self.pool.learn(inventory, self._clock.now())
+            self._breaker.looked()
+            changed = await self._conclude(inventory.nodes, asked)
+        self.on_room()
+        return changed
+
+    async def look(self) -> int:
+        """One document with the state of every VM of ours. Returns how many nodes changed. Raises BackendError."""
+        async with self._looking:
+            if any(task.action == Action.SAVE and task.step is None for task in self._tasks()):
+                # Whether an image is ready stands in the complete look only.
+                inventory = await self._driver.call("inventory", self.pool.backend.inventory)
+                self.pool.learn(inventory, self._clock.now())
+            asked = self._clock.monotonic()
+            nodes = await self._driver.call("observe", self.pool.backend.observe)
+            return await self._conclude(nodes, asked)
+
+    async def _conclude(self, nodes: Sequence[ObservedNode], asked: float) -> int:
+        seen: dict[NodeKey, ObservedNode] = {}
+        for observed in nodes:
+            seen.setdefault((observed.identity.workspace_uid, observed.identity.node_index), observed)
+        self._keep_strays(nodes, seen)
+        live = self._live()
+        missing = frozenset(key for key in live if key not in seen and self._counts(key, asked) and self._made(key))
+        doubted = len(missing) > MANY_MISSING and len(missing) * 10 > len(live) and not missing <= self._missing_before
+        self._missing_before = missing
+        if not doubted:
+            for key in missing:
+                workspace = self._book.workspaces[key[0]]
+                node = workspace.nodes[key[1]]
+                found = await self._driver.call("find", lambda w=workspace, n=node: self._driver.find(w, n))  # type: ignore[misc]
+                seen[key] = found
+        changed = self.apply({key: each for key, each in seen.items() if key in live and self._counts(key, asked)})
+        return changed
+
+    def _live(self) -> set[NodeKey]:
+        """The nodes of this pool that are not final."""
+        return {
+            (workspace.uid, node.index)
+            for workspace in self._book.in_pool(self.pool.name)
+            for node in workspace.nodes
+            if node.pool == self.pool.name and not node.state.final
+        }
+
+    def _made(self, key: NodeKey) -> bool:
+        """Whether a VM of the node should be there at all."""
+        return bool(self._book.workspaces[key[0]].nodes[key[1]].backend_id)
+
+    def _counts(self, key: NodeKey, asked: float) -> bool:
+        """Whether what was asked for at `asked` says anything about a node."""
+        task = self._book.tasks.get(key)
+        if task is not None and task.step is not None:
+            return False
+        return self._driver.accepted.get(key, float("-inf")) < asked
+
+    def _keep_strays(self, nodes: Iterable[ObservedNode], seen: dict[NodeKey, ObservedNode]) -> None:
+        """VMs with this broker's tag and no live node; they count as foreign and are left alone."""
+        now = self._clock.now()
+        strays = {}
+        for observed in nodes:
+            key = (observed.identity.workspace_uid, observed.identity.node_index)
+            workspace = self._book.workspaces.get(key[0])
+            node = workspace.nodes[key[1]] if workspace is not None and key[1] < len(workspace.nodes) else None
+            owned = (
+                node is not None
+                and not node.state.final
+                and node.state not in (State.PENDING, State.RESERVED)
+                and seen[key] is observed
+                and (not node.backend_id or node.backend_id == observed.backend_id)
+            )
+            if not owned:
+                known = self.pool.strays.get(observed.backend_id)
+                strays[observed.backend_id] = (observed, known[1] if known else now)
+                if known is None:
+                    log.warning(
+                        "pool=%s stray=%s workspace=%s node=%d", self.pool.name, observed.backend_id, *key
+                    )
+        self.pool.strays = strays
+
+    def apply(self, seen: dict[NodeKey, ObservedNode]) -> int:
+        """Acts on what was seen, in one transaction; returns how many nodes changed state."""
+        by_workspace: defaultdict[str, dict[int, ObservedNode]] = defaultdict(dict)
+        for (uid, index), observed in seen.items():
+            by_workspace[uid][index] = observed
+        changed = 0
+        now = self._clock.now()
+        with self._book.transaction() as tx:
+            for uid, observations in by_workspace.items():
+                workspace = self._book.workspaces[uid]
+                nodes = list(workspace.nodes)
+                failure: Failure | None = None
+                cause: Cause | None = None
+                succeeded = False
+                later: list[Callable[[], None]] = []
+                for index, observed in observations.items():
+                    node = nodes[index]
+                    task = self._book.tasks.get((uid, index))
+                    effect = self._effect(workspace, node, task, observed)
+                    settled = self._settled(workspace, node, task, observed, effect)
+                    if settled is not node:
+                        nodes[index] = settled
+                    if settled.state is not node.state:
+                        changed += 1
+                        cause = settled.cause
+                        self._metrics.transitions.labels(self.pool.name, settled.state, settled.cause).inc()
+                    if effect.do in _ENDING_TASK:
+                        tx.drop_task((uid, index))
+                        succeeded |= effect.do is Do.DONE
+                        failure = settled.last_error if settled.last_error is not node.last_error else failure
+                    elif effect.do is not Do.KEEP:
+                        later.append(lambda k=(uid, index), e=effect, o=observed: self._follow_up(k, e, o))  # type: ignore[misc]
+                    if effect.do is Do.DONE and task is not None and task.terminate_after:
+                        later.append(lambda k=(uid, index): self._starts.terminate_node(k))  # type: ignore[misc]
+                if nodes != list(workspace.nodes):
+                    written = write(tx, workspace, nodes, cause=cause, failure=failure, now=now)
+                    if succeeded and failure is None and written.last_error is not None and not written.state.final:
+                        written = tx.put(replace(written, last_error=None))
+                    log.info(
+                        "workspace=%s pool=%s state=%s revision=%d", written.name, self.pool.name, written.state, written.revision
+                    )
+                tx.after_commit.extend(later)
+        self._note_seen(seen)
+        return changed
+
+    def _note_seen(self, seen: Iterable[NodeKey]) -> None:
+        now = self._clock.now().timestamp()
+        for key in seen:
+            self.seen_at[key] = now
+
+    def _effect(self, workspace: Workspace, node: Node, task: Task | None, observed: ObservedNode) -> Effect:
+        word = Seen(observed.observation.value)
+        if task is not None and task.action == Action.LIVE_MIGRATE:
+            # A live migration shows as RUNNING all along: it is over when the VM is seen on its new host.
+            if word is Seen.RUNNING and observed.host == node.target_host:
+                return Effect(do=Do.DONE, to=State.RUNNING)
+            if word in (Seen.RUNNING, Seen.BUSY) and not self._late(task):
+                return Effect(do=Do.KEEP)
+        if task is not None and task.action == Action.MIGRATE and word is Seen.RUNNING:
+            if observed.host == node.target_host:
+                return Effect(do=Do.DONE, to=State.RUNNING)
+        if task is not None and task.action == Action.SAVE and word in (Seen.RUNNING, Seen.OFF):
+            images = self.pool.inventory.images if self.pool.inventory is not None else None
+            if any(image.name == task.image_name and image.ready for image in images or ()):
+                return Effect(do=Do.DONE, to=task.back_to)
+        return observe(
+            node.state,
+            word,
+            first_start=not workspace.started and (task is None or task.action == Action.CREATE),
+            wanted=workspace.initial_state,
+            past_deadline=self._late(task),
+            back_to=task.back_to if task is not None else None,
+        )
+
+    def _late(self, task: Task | None) -> bool:
+        return task is not None and task.deadline is not None and self._clock.now() >= task.deadline
+
+    def _settled(
+        self, workspace: Workspace, node: Node, task: Task | None, observed: ObservedNode, effect: Effect
+    ) -> Node:
+        """The node as it is after an observation."""
+        absent = observed.observation is Observation.ABSENT
+        nics = tuple(
+            SeenNic(network=nic.network, name=nic.name, addresses=nic.addresses, mac=nic.mac) for nic in observed.nics
+        )
+        settled = node
+        if not absent and (nics != node.nics or observed.backend_id != node.backend_id):
+            settled = replace(settled, nics=nics, backend_id=observed.backend_id)
+        if not absent and observed.host and observed.host not in (node.host, node.target_host):
+            # Moved by hand: the slot goes with the VM, over capacity if need be. The fact counts.
+            settled = replace(settled, host=observed.host)
+        now = self._clock.now()
+        match effect.do:
+            case Do.DONE:
+                released = node.released or (task is not None and task.action in RELEASING)
+                host = node.host
+                if node.target_host and observed.host == node.target_host:
+                    host = node.target_host
+                settled = replace(
+                    settled,
+                    state=effect.to or node.state,
+                    released=released and effect.to in (State.SUSPENDED, State.STOPPED),
+                    saved=node.saved or (task is not None and task.action == Action.SAVE and task.cause is Cause.LEASE),
+                    host=host,
+                    target_host="",
+                    observe_time=now,
+                    last_error=None,
+                )
+            case Do.AS_SEEN:
+                running = effect.to in (State.RUNNING, State.PAUSED)
+                settled = replace(
+                    settled,
+                    state=effect.to or node.state,
+                    cause=Cause.BACKEND,
+                    released=node.released and not running,
+                    target_host="",
+                    observe_time=now,
+                )
+            case Do.VERB_FAILED:
+                what = f"{task.action} of node {node.index}" if task is not None else f"node {node.index}"
+                why = observed.message or f"the backend shows it as {observed.detail or observed.observation}"
+                reason = effect.reason or Reason.BACKEND_REJECTED
+                settled = replace(
+                    settled,
+                    state=effect.to or (task.back_to if task is not None and task.back_to else node.state),
+                    cause=Cause.ERROR,
+                    target_host="",
+                    observe_time=now,
+                    last_error=Failure(
+                        reason=reason,
+                        message=f"{what} failed: {why}",
+                        resource=workspace.name,
+                        metadata={"node": str(node.index), "seen": observed.observation.value},
+                    ),
+                )
+                if settled.state is node.state and effect.do is Do.VERB_FAILED and node.last_error == settled.last_error:
+                    return node
+            case Do.GONE:
+                settled = replace(
+                    settled,
+                    state=State.FAILED,
+                    cause=Cause.ERROR,
+                    target_host="",
+                    observe_time=now,
+                    last_error=Failure(
+                        reason=Reason.NODE_GONE,
+                        message=f"node {node.index} is gone: the backend has no VM {node.backend_id or 'of its identity'}",
+                        resource=workspace.name,
+                        metadata={"node": str(node.index), "backend_id": node.backend_id},
+                    ),
+                )
+            case Do.FINAL:
+                settled = replace(
+                    settled,
+                    state=task.final_state if task is not None else State.TERMINATED,
+                    target_host="",
+                    observe_time=now,
+                )
+        return settled
+
+    def _follow_up(self, key: NodeKey, effect: Effect, observed: ObservedNode) -> None:
+        """What an observation asks to be done, once it is written down."""
+        task = self._book.tasks.get(key)
+        if task is None or task.step is not None:
+            return
+        match effect.do:
+            case Do.STEP_AGAIN:
+                self._again(task, len(task.steps) - 1)
+            case Do.SEARCH:
+                self._again(replace(task, unsure=True), 0)
+            case Do.UNPAUSE:
+                self._again(replace(task, steps=(*task.steps, "unpause")), len(task.steps))
+            case Do.NEXT_HOST:
+                self._starts.failed(task, observed.message or f"the VM is {observed.detail or 'broken'}", host_fault=True)
+            case Do.UNDO:
+                self._starts.failed(
+                    task, "it did not start in time", host_fault=False, reason=Reason.TASK_TIMEOUT
+                )
+            case Do.END_AGAIN | Do.END_HARDER | Do.REMOVE:
+                self._end_again(key, task, effect, observed)
+            case Do.STUCK | Do.KEEP_TRYING | Do.STRAY:
+                pass  # shown by what stands there already; the next round looks again
+
+    def _end_again(self, key: NodeKey, task: Task, effect: Effect, observed: ObservedNode) -> None:
+        """A VM that was told to end and is still there is told again, after a while the harder way."""
+        asked = self._driver.accepted.get(key, 0.0)
+        patience = END_AGAIN_AFTER
+        force = task.force
+        if effect.do is Do.END_HARDER:
+            force = True
+            starting = task.back_to in (State.STARTING, State.RESUMING)
+            patience = 0.0 if starting and not task.force else HARDER_AFTER_SECONDS
+        elif effect.do is Do.REMOVE:
+            force, patience = True, (0.0 if not task.force else END_AGAIN_AFTER)
+        if self._clock.monotonic() - asked >= patience:
+            self._again(replace(task, force=force), 0)
+
+    def _again(self, task: Task, position: int) -> None:
+        with self._book.transaction() as tx:
+            tx.put_task(replace(task, position=position, attempt=task.attempt + 1))
+
+    def extend_deadlines(self, outage: float) -> None:
+        """A deadline stands still while the pool does not answer."""
+        with self._book.transaction() as tx:
+            for task in list(self._tasks()):
+                if task.deadline is not None:
+                    tx.put_task(replace(task, deadline=task.deadline + timedelta(seconds=outage)))
+
+
+_ENDING_TASK: Final = frozenset({Do.DONE, Do.AS_SEEN, Do.VERB_FAILED, Do.GONE, Do.FINAL})

@@ -1,0 +1,36 @@
+"""Every counter of the broker, named once.
+
+Each broker has a registry of its own, so that several in one process (tests) do not add up. Names follow the
+Prometheus conventions; `server.metrics` in the configuration serves them over HTTP.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class Metrics:
+    """The counters and gauges; the attribute is the one place where a name is bound."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.creates = Counter(
+            "workspace_creates", "CreateWorkspace by outcome: ok, or the reason", ["outcome"], registry=self.registry
+        )
+        self.backend_calls = Counter(
+            "backend_calls", "Calls to a backend by outcome", ["pool", "call", "outcome"], registry=self.registry
+        )
+        self.backend_retries = Counter(
+            "backend_retries", "Calls to a backend that are tried again", ["pool", "call"], registry=self.registry
+        )
+        self.pool_unreachable = Counter(
+            "pool_unreachable", "Times a pool's breaker opened", ["pool"], registry=self.registry
+        )
+        self.transitions = Counter(
+            "node_transitions", "Node state changes", ["pool", "state", "cause"], registry=self.registry
+        )
+        self.watchers = Gauge("watchers", "Open watch streams", registry=self.registry)
+
+    def value(self, name: str, **labels: str) -> float:
+        """A sample's present value; 0 where nothing was counted yet."""
+        return self.registry.get_sample_value(name, labels) or 0.0

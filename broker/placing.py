@@ -1,0 +1,183 @@
+"""Between what is kept and what placement is asked: requests out, plans in.
+
+Nothing is decided here. Check, create, update, the first start of a lease and the return of a released node all ask
+placement through these few functions, so that the same words get the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from broker.core.errors import BrokerError, PlacementRefused, Reason
+from broker.core.model import Node, NodeSet, State, Workspace
+from broker.core.placement import (
+    Never,
+    NotNow,
+    Outcome,
+    PlacementRequest,
+    Plan,
+    PoolSnapshot,
+    SetRequest,
+    Verdict,
+    Window,
+    held_amounts,
+)
+from broker.core.requests import WorkspaceRequest
+from broker.pools import Pool
+
+Pools = Mapping[str, Pool]
+
+
+def set_request(wanted: NodeSet) -> SetRequest:
+    """A node set as placement is asked for it; blank extra disks count with the node's own disk."""
+    amounts = dict(wanted.amounts)
+    extra = sum(disk.size_mib for disk in wanted.disks)
+    if extra:
+        amounts["disk"] = amounts.get("disk", 0) + extra
+    return SetRequest(
+        name=wanted.name,
+        count=wanted.count,
+        min_count=wanted.min_count,
+        amounts=amounts,
+        pool=wanted.pool or None,
+        image=wanted.image or None,
+        networks=wanted.networks,
+        host_selector=wanted.host_selector,
+        placement=wanted.placement,
+    )
+
+
+def placement_request(wanted: WorkspaceRequest, allowed_pools: frozenset[str] | None) -> PlacementRequest:
+    """A whole request as placement is asked for it."""
+    capabilities = set()
+    if any(each.user_data or each.ssh_public_keys for each in wanted.node_sets):
+        capabilities.add("USER_DATA")
+    if any(nic.addresses for each in wanted.node_sets for nic in each.nics):
+        capabilities.add("STATIC_ADDRESS")
+    if wanted.initial_state is State.PAUSED:
+        capabilities.add("PAUSE")
+    if wanted.terms.start_time is not None or wanted.terms.earliest_start_time is not None:
+        capabilities.add("ADVANCE_RESERVATION")
+    return PlacementRequest(
+        sets=tuple(set_request(each) for each in wanted.node_sets),
+        pool=wanted.pool or None,
+        capabilities=frozenset(capabilities),
+        parameters=frozenset(wanted.parameters) - frozenset(wanted.optional_parameters),
+        allowed_pools=allowed_pools,
+    )
+
+
+def window(wanted: WorkspaceRequest, now: datetime) -> Window:
+    """When a request is wanted; an instant that has just passed means now."""
+    terms = wanted.terms
+    start = terms.start_time or terms.earliest_start_time
+    return Window(
+        start=max(start, now) if start is not None else now,
+        duration=terms.duration,
+        open_ended=terms.open_ended,
+        deadline=terms.deadline,
+        latest_start=terms.deadline if terms.start_time is None else None,
+        immediate=(start is None or start <= now) and terms.deadline is None,
+    )
+
+
+def snapshots(pools: Iterable[Pool], now: datetime) -> dict[str, PoolSnapshot]:
+    """Every pool as it stands."""
+    return {pool.name: pool.snapshot(now) for pool in pools}
+
+
+def placed_nodes(plan: Plan, node_sets: Sequence[NodeSet], seen: Mapping[str, PoolSnapshot], state: State) -> list[Node]:
+    """The nodes a plan makes, numbered through all sets, each with exactly the amounts that were planned with."""
+    nodes: list[Node] = []
+    for assignment in sorted(plan.assignments, key=lambda each: each.set_index):
+        held, pool_held = held_amounts(seen[assignment.pool], set_request(node_sets[assignment.set_index]))
+        for host in assignment.hosts:
+            nodes.append(
+                Node(
+                    index=len(nodes),
+                    set_index=assignment.set_index,
+                    pool=assignment.pool,
+                    host=host,
+                    held=held,
+                    pool_held=pool_held,
+                    state=state,
+                )
+            )
+    return nodes
+
+
+def refused(answer: NotNow | Never, now: datetime, what: str) -> BrokerError:
+    """The error for what cannot be placed: a verdict for every pool, and whether waiting helps.
+
+    Where the one pool asked for is draining or does not answer, that is the reason, not its capacity.
+    """
+    verdicts = answer.verdicts
+    pools = [verdict for verdict in verdicts if verdict.host is None]
+    best = "; ".join(_brief(verdict) for verdict in pools[:3])
+    if isinstance(answer, Never):
+        return PlacementRefused(
+            Reason.NEVER_FITS,
+            f"{what} would not fit even if every host were empty: {best}",
+            verdicts,
+            metadata={"pools": ",".join(verdict.pool for verdict in pools)},
+        )
+    if len(pools) == 1:
+        codes = {reason.code for reason in pools[0].reasons}
+        if codes == {"POOL_DRAINING"}:
+            return BrokerError(
+                Reason.POOL_DRAINING,
+                f"pool {pools[0].pool} is draining and admits nothing new; name another pool, or none",
+                resource=f"pools/{pools[0].pool}",
+            )
+        if codes == {"POOL_UNREACHABLE"}:
+            return BrokerError(
+                Reason.BACKEND_UNREACHABLE,
+                f"the backend of pool {pools[0].pool} does not answer; try again, or name another pool",
+                resource=f"pools/{pools[0].pool}",
+                retry_after=5.0,
+            )
+    when = ""
+    retry_after = None
+    metadata = {"pools": ",".join(verdict.pool for verdict in pools)}
+    if answer.earliest is not None:
+        when = f"; as things stand it fits from {answer.earliest.isoformat(timespec='seconds')} on"
+        retry_after = max(0.0, (answer.earliest - now).total_seconds())
+        metadata["earliest_start_time"] = answer.earliest.isoformat()
+    return PlacementRefused(
+        Reason.NO_CAPACITY, f"there is no room for {what} now: {best}{when}", verdicts, retry_after=retry_after, metadata=metadata
+    )
+
+
+def _brief(verdict: Verdict) -> str:
+    reasons = ", ".join(reason.message for reason in verdict.reasons[:2])
+    return f"pool {verdict.pool}: {reasons or verdict.outcome}"
+
+
+def best_outcome(verdicts: Iterable[Verdict]) -> Outcome:
+    """The best of the pools' verdicts."""
+    found = {verdict.outcome for verdict in verdicts if verdict.host is None}
+    return next((each for each in (Outcome.FITS, Outcome.NOT_NOW) if each in found), Outcome.NEVER)
+
+
+def node_again(
+    workspace: Workspace, node: Node, *, exclude: Iterable[str] = (), host: str | None = None
+) -> PlacementRequest:
+    """One node of a workspace, to be placed anew in its own pool."""
+    wanted = replace(
+        set_request(workspace.node_set(node)),
+        count=1,
+        min_count=0,
+        pool=node.pool,
+        excluded_hosts=frozenset(exclude),
+        pinned_host=host,
+    )
+    return PlacementRequest(sets=(wanted,), pool=node.pool)
+
+
+def rest_of_lease(workspace: Workspace, now: datetime) -> Window:
+    """From now to the end of a workspace's lease."""
+    if workspace.end_time is None:
+        return Window(start=now, open_ended=True, immediate=True)
+    return Window(start=now, duration=max(workspace.end_time - now, timedelta(microseconds=1)), immediate=True)
