@@ -1,0 +1,52 @@
+# Every target sets up what it needs: a machine with Python 3.11+, pip and make is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint protos bench floors breaking-baseline clean
+
+help:
+	@echo "make demo     the whole story, each step with real answers"
+	@echo "make test     the test suite"
+	@echo "make lint     ruff, mypy, import-linter, buf"
+	@echo "make protos   generate the Python code of the API"
+	@echo "make bench    durable creates against a bare gRPC echo"
+	@echo "make floors   the tests against the oldest dependencies supported"
+
+$(STAMP): pyproject.toml protos/build_hook.py $(wildcard protos/workspacebroker/v1/*.proto)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python protos/build_hook.py >/dev/null
+	touch $@
+
+protos: $(STAMP)
+	$(BIN)/python protos/build_hook.py
+
+demo: $(STAMP)
+	$(BIN)/python -m examples.demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/lint_protos.py
+
+# Accepts the API as it stands as what later changes must not break.
+breaking-baseline: $(STAMP)
+	$(BIN)/python tools/lint_protos.py --write-baseline
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.durable_create
+
+floors: $(STAMP)
+	$(PYTHON) -m venv .venv-floors
+	.venv-floors/bin/python -m pip install --quiet --editable '.[dev]' --constraint tests/floors.txt
+	.venv-floors/bin/python -m pytest $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) .venv-floors dist .mypy_cache .ruff_cache .pytest_cache
