@@ -1,0 +1,274 @@
+"""A broker of canned answers, for tests of the clients: a real grpc.aio server without any rules.
+
+Runs in a thread of its own and is steered from the test's thread. What was asked stands in `calls`; what to answer
+is set beforehand. A wait takes the next state of `script`, a watch plays `events`. Decides nothing a broker decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from workspacebroker.v1 import pool_service_pb2 as pool_api
+from workspacebroker.v1 import (
+    pool_service_pb2_grpc,
+    tenant_service_pb2_grpc,
+    workspace_service_pb2_grpc,
+)
+from workspacebroker.v1 import tenant_service_pb2 as tenant_api
+from workspacebroker.v1 import workspace_service_pb2 as api
+from workspacebroker.v1.resources_pb2 import Host, Image, Network, Node, Pool, Quantities, Tenant, Workspace
+
+MOMENT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+FINAL = (Workspace.STATE_TERMINATED, Workspace.STATE_EXPIRED, Workspace.STATE_FAILED)
+TRANSIENT = {
+    "Start": Workspace.STATE_STARTING,
+    "Pause": Workspace.STATE_PAUSING,
+    "Unpause": Workspace.STATE_RESUMING,
+    "Suspend": Workspace.STATE_SUSPENDING,
+    "Resume": Workspace.STATE_RESUMING,
+    "Stop": Workspace.STATE_STOPPING,
+    "Reboot": Workspace.STATE_REBOOTING,
+    "Terminate": Workspace.STATE_TERMINATING,
+}
+
+
+def refusal(code: grpc.StatusCode, reason: str, message: str = "", *details: Message, **metadata: str) -> Any:
+    """A status as the broker gives it; without a reason, as gRPC or a proxy does."""
+    status = status_pb2.Status(code=code.value[0], message=message or f"refused: {reason}")
+    info = error_details_pb2.ErrorInfo(reason=reason, domain="workspacebroker", metadata=metadata)
+    for detail in (info, *details) if reason else details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def workspace(name: str = "web", state: Any = Workspace.STATE_RUNNING, **fields: Any) -> Workspace:
+    """A workspace of tenants/default with one node."""
+    made = Workspace(name=f"tenants/default/workspaces/{name}", pool="lab", state=state, **fields)
+    if not made.nodes:
+        made.nodes.append(Node(host="pools/lab/hosts/xen-1", pool="lab", state=state))
+        made.nodes[0].nics.add(network="lan", addresses=["10.0.0.7"])
+    return made
+
+
+class FakeBroker:
+    """The server and its state; a context manager."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.workspaces: dict[str, Workspace] = {}
+        self.revision = 1
+        self.pool = Pool(
+            name="pools/lab",
+            backend="simulator",
+            state=Pool.STATE_ACTIVE,
+            total=Quantities(amounts={"cpu": 8000, "memory": 16384}),
+            allocated=Quantities(amounts={"cpu": 2000, "memory": 4096}),
+        )
+        self.host = Host(
+            name="pools/lab/hosts/xen-1",
+            state=Host.STATE_ACTIVE,
+            total=Quantities(amounts={"cpu": 8000, "memory": 16384}),
+            free=Quantities(amounts={"cpu": 6000, "memory": 12288}),
+        )
+        self.tenant = Tenant(name="tenants/default")
+        self.check = api.CheckPlacementResponse()
+        self.failures: dict[str, deque[status_pb2.Status]] = defaultdict(deque)
+        self.script: deque[Workspace] = deque()
+        self.events: list[api.WatchWorkspacesResponse] = []
+        self.cuts: deque[tuple[int, status_pb2.Status]] = deque()  # after so many events a stream fails so
+        self.page = 1000
+        self.on_call: Callable[[str], None] = lambda method: None
+        self._port = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, the same after a restart."""
+        return f"127.0.0.1:{self._port}"
+
+    def asked(self, method: str) -> list[Any]:
+        """The requests of one method."""
+        return [request for name, request in self.calls if name == method]
+
+    def put(self, *added: Workspace) -> None:
+        """Makes workspaces known."""
+        self.workspaces.update({each.name: each for each in added})
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def start(self) -> None:
+        """Listens."""
+        self._run(self._start())
+
+    def stop(self) -> None:
+        """Stops listening and drops what is open."""
+        self._run(self._server.stop(grace=None))
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
+
+    async def _start(self) -> None:
+        self._server = grpc.aio.server()
+        servicer = _Servicer(self)
+        workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(servicer, self._server)
+        pool_service_pb2_grpc.add_PoolServiceServicer_to_server(servicer, self._server)
+        tenant_service_pb2_grpc.add_TenantServiceServicer_to_server(servicer, self._server)
+        self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
+        await self._server.start()
+
+
+class _Servicer(
+    workspace_service_pb2_grpc.WorkspaceServiceServicer,  # type: ignore[misc]  # generated code is untyped
+    pool_service_pb2_grpc.PoolServiceServicer,  # type: ignore[misc]
+    tenant_service_pb2_grpc.TenantServiceServicer,  # type: ignore[misc]
+):
+    def __init__(self, broker: FakeBroker) -> None:
+        self._broker = broker
+        for verb, state in TRANSIENT.items():
+            setattr(self, f"{verb}Workspace", self._verb(verb, state))
+
+    async def _begin(self, method: str, request: Any, context: Any) -> FakeBroker:
+        self._broker.calls.append((method, request))
+        self._broker.on_call(method)
+        if self._broker.failures[method]:
+            await context.abort_with_status(rpc_status.to_status(self._broker.failures[method].popleft()))
+        return self._broker
+
+    async def _find(self, name: str, context: Any) -> Workspace:
+        if name not in self._broker.workspaces:
+            status = refusal(grpc.StatusCode.NOT_FOUND, "NOT_FOUND", f"there is no {name}")
+            await context.abort_with_status(rpc_status.to_status(status))
+        return self._broker.workspaces[name]
+
+    def _verb(self, verb: str, state: Any) -> Any:
+        async def act(request: Any, context: Any) -> Any:
+            await self._begin(f"{verb}Workspace", request, context)
+            found = await self._find(request.target.name, context)
+            found.state = state
+            return getattr(api, f"{verb}WorkspaceResponse")(workspace=found)
+
+        return act
+
+    async def CheckPlacement(self, request: Any, context: Any) -> Any:
+        return (await self._begin("CheckPlacement", request, context)).check
+
+    async def CreateWorkspace(self, request: Any, context: Any) -> Any:
+        broker = await self._begin("CreateWorkspace", request, context)
+        made = Workspace()
+        made.CopyFrom(request.workspace)
+        made.name = f"{request.parent}/workspaces/{request.workspace_id or 'w-1'}"
+        made.state = Workspace.STATE_STARTING
+        broker.put(made)
+        return api.CreateWorkspaceResponse(workspace=made)
+
+    async def GetWorkspace(self, request: Any, context: Any) -> Any:
+        await self._begin("GetWorkspace", request, context)
+        return api.GetWorkspaceResponse(workspace=await self._find(request.name, context))
+
+    async def ListWorkspaces(self, request: Any, context: Any) -> Any:
+        broker = await self._begin("ListWorkspaces", request, context)
+        found = [
+            each
+            for each in broker.workspaces.values()
+            if (each.state in request.states if request.states else each.state not in FINAL)
+        ]
+        begin = int(request.page_token or 0)
+        end = begin + broker.page
+        more = str(end) if end < len(found) else ""
+        return api.ListWorkspacesResponse(
+            workspaces=found[begin:end], next_page_token=more, revision=broker.revision
+        )
+
+    async def UpdateWorkspace(self, request: Any, context: Any) -> Any:
+        await self._begin("UpdateWorkspace", request, context)
+        return api.UpdateWorkspaceResponse(workspace=await self._find(request.workspace.name, context))
+
+    async def SaveNode(self, request: Any, context: Any) -> Any:
+        await self._begin("SaveNode", request, context)
+        found = await self._find(request.target.name, context)
+        return api.SaveNodeResponse(workspace=found, image=Image(name=request.image_name))
+
+    async def WaitWorkspace(self, request: Any, context: Any) -> Any:
+        broker = await self._begin("WaitWorkspace", request, context)
+        if broker.script:
+            broker.put(broker.script.popleft())
+        found = await self._find(request.name, context)
+        return api.WaitWorkspaceResponse(workspace=found, reached=found.state in request.states)
+
+    async def WatchWorkspaces(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        broker = await self._begin("WatchWorkspaces", request, context)
+        left, failure = broker.cuts.popleft() if broker.cuts else (-1, None)
+        for event in [each for each in broker.events if each.revision > request.after_revision]:
+            if left == 0:
+                break
+            left -= 1
+            yield event
+        if failure is not None:
+            await context.abort_with_status(rpc_status.to_status(failure))
+        await asyncio.Event().wait()
+
+    async def GetPool(self, request: Any, context: Any) -> Any:
+        return pool_api.GetPoolResponse(pool=(await self._begin("GetPool", request, context)).pool)
+
+    async def ListPools(self, request: Any, context: Any) -> Any:
+        return pool_api.ListPoolsResponse(pools=[(await self._begin("ListPools", request, context)).pool])
+
+    async def UpdatePool(self, request: Any, context: Any) -> Any:
+        broker = await self._begin("UpdatePool", request, context)
+        broker.pool.draining = request.pool.draining
+        return pool_api.UpdatePoolResponse(pool=broker.pool)
+
+    async def RefreshPool(self, request: Any, context: Any) -> Any:
+        broker = await self._begin("RefreshPool", request, context)
+        return pool_api.RefreshPoolResponse(pool=broker.pool, nodes_changed=2, strays=1)
+
+    async def ListHosts(self, request: Any, context: Any) -> Any:
+        return pool_api.ListHostsResponse(hosts=[(await self._begin("ListHosts", request, context)).host])
+
+    async def UpdateHost(self, request: Any, context: Any) -> Any:
+        broker = await self._begin("UpdateHost", request, context)
+        broker.host.cordoned = request.host.cordoned
+        return pool_api.UpdateHostResponse(host=broker.host)
+
+    async def DrainHost(self, request: Any, context: Any) -> Any:
+        broker = await self._begin("DrainHost", request, context)
+        return pool_api.DrainHostResponse(host=broker.host, staying=list(broker.workspaces))
+
+    async def ListStrays(self, request: Any, context: Any) -> Any:
+        await self._begin("ListStrays", request, context)
+        return pool_api.ListStraysResponse(strays=[pool_api.Stray(name="pools/lab/strays/7", backend_id="7")])
+
+    async def ListImages(self, request: Any, context: Any) -> Any:
+        await self._begin("ListImages", request, context)
+        return pool_api.ListImagesResponse(images=[Image(name="debian-12", ready=True, size_bytes=2**31)])
+
+    async def ListNetworks(self, request: Any, context: Any) -> Any:
+        await self._begin("ListNetworks", request, context)
+        network = Network(name="lan", total_addresses=254, free_addresses=250)
+        return pool_api.ListNetworksResponse(networks=[network])
+
+    async def GetTenant(self, request: Any, context: Any) -> Any:
+        return tenant_api.GetTenantResponse(tenant=(await self._begin("GetTenant", request, context)).tenant)
