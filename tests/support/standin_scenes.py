@@ -129,7 +129,9 @@ def _recorded_names() -> Mapping[int, str]:
     (row,) = daemon_rows(551, 551)
     text = xmlrpc.client.loads(row.response)[0][0]
     assert isinstance(text, list)
-    return {int(number): name for number, name in re.findall(r"<VM><ID>(\d+)</ID>.*?<NAME>(.*?)</NAME>", text[1])}
+    return {
+        int(number): name for number, name in re.findall(r"<VM><ID>(\d+)</ID>.*?<NAME>(.*?)</NAME>", text[1])
+    }
 
 
 def _many_vms(start: int, end: int) -> Step:
