@@ -26,7 +26,7 @@ from broker.api.pages import PageTokens
 from broker.api.terms import read_duration, read_end_action, refuse_open_end
 from broker.api.validate import WorkspaceReader
 from broker.core.errors import FieldReason
-from broker.core.model import FINAL, MOVING, EndAction, State
+from broker.core.model import FINAL, EndAction, State
 from broker.core.requests import (
     CheckRequest,
     CreateRequest,
@@ -40,7 +40,6 @@ from broker.core.requests import (
 )
 
 STATES: Final[Mapping[int, State]] = {pb.Workspace.State.Value(f"STATE_{state}"): state for state in State}
-SETTLED: Final = frozenset(State) - MOVING
 TERMS_PATHS: Final = ("terms.duration", "terms.open_ended", "terms.end_action")
 UPDATE_PATHS: Final = ("display_name", "labels", *TERMS_PATHS)
 
@@ -229,7 +228,7 @@ def list_request(message: calls_pb.ListWorkspacesRequest, tokens: PageTokens) ->
 
 
 def wait_request(message: calls_pb.WaitWorkspaceRequest) -> WaitRequest:
-    """WaitWorkspace. No state named: any that does not move on by itself."""
+    """WaitWorkspace."""
     problems = Problems()
     tenant, workspace = problems.attempt(names.workspace, message.name, "name", _NOBODY)
     timeout = None
@@ -237,7 +236,7 @@ def wait_request(message: calls_pb.WaitWorkspaceRequest) -> WaitRequest:
         timeout = problems.length("timeout", message.timeout, zero=True)
     states = _states(problems, message.states)
     problems.check()
-    return WaitRequest(tenant=tenant, workspace_id=workspace, states=states or SETTLED, timeout=timeout)
+    return WaitRequest(tenant=tenant, workspace_id=workspace, states=states, timeout=timeout)
 
 
 def watch_request(message: calls_pb.WatchWorkspacesRequest) -> WatchRequest:

@@ -205,7 +205,7 @@ class ListRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitRequest:
-    """WaitWorkspace. `timeout` None: as long as the call lasts."""
+    """WaitWorkspace. `states` empty: any not ending in -ING. `timeout` None: as long as the call."""
 
     tenant: str
     workspace_id: str

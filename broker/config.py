@@ -1,0 +1,310 @@
+"""The configuration: a TOML file in, frozen settings out; every unknown or bad key is named with its path, at
+once.
+
+    [server]                          listen, state, drain_timeout, call_timeout, watch_history
+    [pools.NAME]                      backend, and what `_pool` reads; every other key is the backend's own
+    [instance_types.NAME]             amounts by resource: cpu in milli-cores, memory and disk in MiB
+    [tenants.NAME]                    display_name, limits, pool_limits, allowed_pools, max_duration
+
+docs/configuration.md explains each key. Relative file names start at the configuration file's directory.
+Durations are text ("90s", "1d12h") or seconds. Nothing is opened or reached here except the file itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from backends import registry
+from backends.base import BackendFactory
+from broker.core.demand import Placement
+from broker.toml_reader import Problem, Table, did_you_mean, joined
+
+ID: Final = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
+ID_FORM: Final = "1 to 63 of a-z, 0-9 and '-', a letter first and no '-' last"
+SHARED: Final[Mapping[str, object]] = {"max_in_flight": 8}
+"""Keys of the broker that a backend may have, too, each with a value that any backend takes."""
+PACKAGES: Final = {"libvirt": "libvirt-python"}  # where a library is not named like its package
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; `problems` has the path and the reason of each bad key."""
+
+    def __init__(self, file: Path, problems: list[Problem]) -> None:
+        lines = [f"{path}: {message}" if path else message for path, message in problems]
+        count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+        super().__init__("\n  ".join([f"{file}: {count}", *lines]))
+        self.problems = list(problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """The process. `host` and `port`: where it listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 7443
+    state: Path = Path("broker.db")
+    drain_timeout: float = 10.0  # seconds for calls under way when it is told to stop
+    call_timeout: float = 30.0  # seconds for a call that came without a deadline
+    watch_history: int = 10_000  # changes kept for watchers that come late
+
+    @property
+    def listen(self) -> str:
+        """The address as grpc takes it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrySettings:
+    """How a step is tried again, in seconds: waits grow from `initial` to `maximum` within `budget`."""
+
+    budget: float = 60.0
+    initial: float = 0.2
+    maximum: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerSettings:
+    """When a backend counts as unreachable, and how often (seconds) it is then asked."""
+
+    failures: int = 5
+    probe_interval: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """One pool: what the broker heeds, and what its backend does. Plain numbers of time are seconds."""
+
+    name: str
+    backend: str
+    default_duration: timedelta | None = timedelta(days=1)  # None: open-ended
+    max_duration: timedelta | None = timedelta(days=14)  # None: no limit
+    preference: int = 0  # higher first, where a request names no pool
+    placement: Placement = Placement.PACK
+    refresh_interval: float = 10.0
+    memory_overhead: int = 0  # MiB a VM takes beside its own memory
+    overcommit: Mapping[str, float] = field(default_factory=dict)
+    reserve: Mapping[str, int] = field(default_factory=dict)  # taken off each host
+    start_timeout: float = 1800.0
+    transition_timeout: float = 600.0
+    end_warning: float = 600.0
+    keep_after_end: float = 7 * 86_400.0
+    max_in_flight: int = 8  # calls to the backend at once
+    retry: RetrySettings = field(default_factory=RetrySettings)
+    breaker: BreakerSettings = field(default_factory=BreakerSettings)
+    backend_settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantSettings:
+    """One tenant. A resource without a limit is not limited."""
+
+    name: str
+    display_name: str = ""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    pool_limits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    allowed_pools: tuple[str, ...] = ()  # empty: all
+    max_duration: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All of it."""
+
+    server: ServerSettings
+    pools: Mapping[str, PoolSettings]
+    instance_types: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    tenants: Mapping[str, TenantSettings] = field(default_factory=dict)
+    directory: Path = Path()  # of the file: where relative names start
+
+
+def load(path: Path | str, backend: Callable[[str], BackendFactory] = registry.load) -> Settings:
+    """Reads a file. Raises ConfigError with every problem; `backend` finds a kind of backend by name."""
+    file = Path(path)
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(file, [("", f"cannot be read: {error.strerror or error}")]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(file, [("", f"is not UTF-8 text: byte {error.start} cannot be read")]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(file, [("", f"is not TOML: {error}")]) from error
+    problems: list[Problem] = []
+    root = Table(document, "", problems)
+    directory = file.resolve().parent
+    pools = {name: _pool(table, name, backend) for name, table in _named(root, "pools").items()}
+    if not pools:
+        problems.append(("pools", "is empty; one pool at least: [pools.NAME] with backend = ..."))
+    tenants = {name: _tenant(table, name, pools) for name, table in _named(root, "tenants").items()}
+    settings = Settings(
+        server=_server(root.table("server"), directory, tenants),
+        pools=MappingProxyType(pools),
+        instance_types=_instance_types(root),
+        tenants=MappingProxyType(tenants),
+        directory=directory,
+    )
+    root.finish()
+    if problems:
+        raise ConfigError(file, problems)
+    return settings
+
+
+def _named(root: Table, key: str) -> dict[str, Table]:
+    tables = root.tables(key)
+    for name in tables:
+        if not ID.fullmatch(name):
+            root.problems.append((joined(key, name), f"{name!r} is no id: {ID_FORM}"))
+    return tables
+
+
+def _server(table: Table, directory: Path, tenants: Mapping[str, TenantSettings]) -> ServerSettings:
+    default = ServerSettings()
+    listen = table.text("listen", default.listen)
+    host, port = default.host, default.port
+    try:
+        host, port = _address(listen)
+    except ValueError as error:
+        table.bad("listen", str(error))
+    if not tenants and not _loopback(host):
+        table.bad(
+            "listen",
+            f"{host} is not a loopback address; without [tenants.NAME] whoever reaches it may do anything",
+        )
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        state=directory / table.text("state", str(default.state), longest=4096),
+        drain_timeout=table.seconds("drain_timeout", "10s", zero=True),
+        call_timeout=table.seconds("call_timeout", "30s"),
+        watch_history=table.whole("watch_history", default.watch_history, low=1, high=10_000_000),
+    )
+    table.finish()
+    return settings
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, colon, port = listen.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    plain = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65_535
+    if not (host and colon and plain) or bracketed != (":" in host):
+        raise ValueError(f'{listen!r} is no address like "127.0.0.1:7443" or "[::1]:7443" (port 0: any free)')
+    return host, int(port)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _pool(table: Table, name: str, backend: Callable[[str], BackendFactory]) -> PoolSettings:
+    kind = table.text("backend")
+    retry, breaker = table.table("retry"), table.table("breaker")
+    placements = {"pack": Placement.PACK, "spread": Placement.SPREAD, "one-per-host": Placement.ONE_PER_HOST}
+    default_duration = table.length("default_duration", "1d")
+    max_duration = table.length("max_duration", "14d")
+    common = PoolSettings(
+        name=name,
+        backend=kind,
+        default_duration=default_duration,
+        max_duration=max_duration,
+        preference=table.whole("preference", 0, low=-1_000_000, high=1_000_000),
+        placement=table.choice("placement", placements, Placement.PACK),
+        refresh_interval=table.seconds("refresh_interval", "10s"),
+        memory_overhead=table.whole("memory_overhead", 0),
+        overcommit=table.each("overcommit", lambda factors, key: factors.factor(key, 1.0)),
+        reserve=table.amounts("reserve"),
+        start_timeout=table.seconds("start_timeout", "30m"),
+        transition_timeout=table.seconds("transition_timeout", "10m"),
+        end_warning=table.seconds("end_warning", "10m", zero=True),
+        keep_after_end=table.seconds("keep_after_end", "7d", zero=True),
+        max_in_flight=table.whole("max_in_flight", 8, low=1, high=1000),
+        retry=RetrySettings(
+            budget=retry.seconds("budget", "60s"),
+            initial=retry.seconds("initial", "0.2s"),
+            maximum=retry.seconds("maximum", "10s"),
+        ),
+        breaker=BreakerSettings(
+            failures=breaker.whole("failures", 5, low=1, high=1000),
+            probe_interval=breaker.seconds("probe_interval", "5s"),
+        ),
+    )
+    retry.finish()
+    breaker.finish()
+    if common.retry.initial > common.retry.maximum:
+        retry.bad("initial", f"is longer than maximum ({common.retry.maximum:g} s)")
+    if max_duration is not None and (default_duration is None or default_duration > max_duration):
+        table.bad("default_duration", f"is longer than max_duration ({max_duration})")
+    return _with_backend(common, table, backend)
+
+
+def _with_backend(pool: PoolSettings, table: Table, find: Callable[[str], BackendFactory]) -> PoolSettings:
+    """The pool with the keys that are its backend's, which its backend has checked."""
+    known = list(table.read)
+    if not pool.backend:
+        if "backend" not in table.values:
+            table.bad("backend", f"is missing; one of {', '.join(registry.names()) or 'none is installed'}")
+        return pool
+    try:
+        factory = find(pool.backend)
+    except LookupError as error:
+        table.bad("backend", f"{error.args[0]}{did_you_mean(pool.backend, registry.names())}")
+        return pool
+    except ImportError as error:
+        library = (error.name or str(error)).partition(".")[0]
+        package = PACKAGES.get(library, library)
+        table.bad("backend", f"{pool.backend} needs {library}, which is not installed: pip install {package}")
+        return pool
+    own = table.unread()
+    shared = _heeded(factory, own, {key: table.values[key] for key in SHARED if key in table.values})
+    for problem in factory.check({**own, **shared}):
+        hint = did_you_mean(problem.key, known) if problem.key in own else ""
+        table.problems.append((f"{table.path}.{problem.key}", f"{problem.message}{hint}"))
+    return replace(pool, backend_settings=MappingProxyType({**own, **shared}))
+
+
+def _heeded(
+    factory: BackendFactory, own: Mapping[str, object], given: dict[str, object]
+) -> dict[str, object]:
+    """Those of the broker's own keys that a backend has, too: it takes them at a value surely good."""
+    problems = {problem.key for problem in factory.check({**own, **{key: SHARED[key] for key in given}})}
+    return {key: value for key, value in given.items() if key not in problems}
+
+
+def _tenant(table: Table, name: str, pools: Mapping[str, PoolSettings]) -> TenantSettings:
+    by_pool = table.table("pool_limits")
+    settings = TenantSettings(
+        name=name,
+        display_name=table.text("display_name"),
+        limits=table.amounts("limits"),
+        pool_limits=MappingProxyType({pool: by_pool.amounts(pool) for pool in by_pool.values}),
+        allowed_pools=table.texts("allowed_pools"),
+        max_duration=table.length("max_duration", "none"),
+    )
+    for key, named in (("allowed_pools", settings.allowed_pools), ("pool_limits", tuple(by_pool.values))):
+        for pool in named:
+            if pool not in pools:
+                table.bad(key, f"there is no pool {pool!r}{did_you_mean(pool, pools)}")
+    table.finish()
+    return settings
+
+
+def _instance_types(root: Table) -> Mapping[str, Mapping[str, int]]:
+    outer = root.table("instance_types")
+    types = {}
+    for name in outer.values:
+        if not (0 < len(name) <= 128 and name.isprintable()):
+            outer.bad(name[:128], "a name has 1 to 128 printable characters")
+        types[name] = outer.amounts(name, low=1)
+        if not types[name]:
+            outer.bad(name, "says no amounts; cpu (milli-cores) and memory (MiB) are usual")
+    return MappingProxyType(types)
