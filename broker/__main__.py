@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point."""
     options = _arguments().parse_args(arguments)
     logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+        level=options.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:

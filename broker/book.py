@@ -190,7 +190,9 @@ class Book:
             raise
         if not transaction._before:
             return
-        rows: list[Row] = [Row(table, key, self._records(table).get(key)) for table, key in transaction._before]
+        rows: list[Row] = [
+            Row(table, key, self._records(table).get(key)) for table, key in transaction._before
+        ]
         self._unconfirmed.append(transaction)
         durable = self._store.submit(rows, alone=self.calls_in_flight <= 1)
         transaction._durable = durable
@@ -212,7 +214,7 @@ class Book:
                 tell(workspace)
         for table, key in transaction._before:
             if table is Table.TASKS and key in self.tasks:
-                self.on_task(self.tasks[cast(NodeKey, key)])
+                self.on_task(self.tasks[key])
         for callback in transaction.after_commit:
             callback()
 

@@ -15,13 +15,22 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.creates = Counter(
-            "workspace_creates", "CreateWorkspace by outcome: ok, or the reason", ["outcome"], registry=self.registry
+            "workspace_creates",
+            "CreateWorkspace by outcome: ok, or the reason",
+            ["outcome"],
+            registry=self.registry,
         )
         self.backend_calls = Counter(
-            "backend_calls", "Calls to a backend by outcome", ["pool", "call", "outcome"], registry=self.registry
+            "backend_calls",
+            "Calls to a backend by outcome",
+            ["pool", "call", "outcome"],
+            registry=self.registry,
         )
         self.backend_retries = Counter(
-            "backend_retries", "Calls to a backend that are tried again", ["pool", "call"], registry=self.registry
+            "backend_retries",
+            "Calls to a backend that are tried again",
+            ["pool", "call"],
+            registry=self.registry,
         )
         self.pool_unreachable = Counter(
             "pool_unreachable", "Times a pool's breaker opened", ["pool"], registry=self.registry

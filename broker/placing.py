@@ -88,7 +88,9 @@ def snapshots(pools: Iterable[Pool], now: datetime) -> dict[str, PoolSnapshot]:
     return {pool.name: pool.snapshot(now) for pool in pools}
 
 
-def placed_nodes(plan: Plan, node_sets: Sequence[NodeSet], seen: Mapping[str, PoolSnapshot], state: State) -> list[Node]:
+def placed_nodes(
+    plan: Plan, node_sets: Sequence[NodeSet], seen: Mapping[str, PoolSnapshot], state: State
+) -> list[Node]:
     """The nodes a plan makes, numbered through all sets, each with exactly the amounts that were planned with."""
     nodes: list[Node] = []
     for assignment in sorted(plan.assignments, key=lambda each: each.set_index):
@@ -146,7 +148,11 @@ def refused(answer: NotNow | Never, now: datetime, what: str) -> BrokerError:
         retry_after = max(0.0, (answer.earliest - now).total_seconds())
         metadata["earliest_start_time"] = answer.earliest.isoformat()
     return PlacementRefused(
-        Reason.NO_CAPACITY, f"there is no room for {what} now: {best}{when}", verdicts, retry_after=retry_after, metadata=metadata
+        Reason.NO_CAPACITY,
+        f"there is no room for {what} now: {best}{when}",
+        verdicts,
+        retry_after=retry_after,
+        metadata=metadata,
     )
 
 
@@ -180,4 +186,6 @@ def rest_of_lease(workspace: Workspace, now: datetime) -> Window:
     """From now to the end of a workspace's lease."""
     if workspace.end_time is None:
         return Window(start=now, open_ended=True, immediate=True)
-    return Window(start=now, duration=max(workspace.end_time - now, timedelta(microseconds=1)), immediate=True)
+    return Window(
+        start=now, duration=max(workspace.end_time - now, timedelta(microseconds=1)), immediate=True
+    )

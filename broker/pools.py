@@ -20,6 +20,7 @@ from broker.core.inventory import HostInventory, HostRecord, PoolSnapshot
 from broker.core.inventory import HostState as HostUse
 from broker.core.slots import POOL_ROW, SlotTable
 
+
 def draining_key(pool: str) -> str:
     """The book's setting that says a pool admits nothing new."""
     return f"draining/{pool}"
@@ -156,7 +157,9 @@ class Pool:
             generation=self.generation,
         )
 
-    def room(self, host: str, amounts: Mapping[str, int], start: datetime, end: datetime | None, now: datetime) -> str:
+    def room(
+        self, host: str, amounts: Mapping[str, int], start: datetime, end: datetime | None, now: datetime
+    ) -> str:
         """Empty if a host (or the pool, POOL_ROW) has room for amounts over [start, end), else what lacks, in words."""
         if host == POOL_ROW:
             totals, foreign = self.pool_amounts()

@@ -24,7 +24,9 @@ def check_references(wanted: WorkspaceRequest, pools: Mapping[str, Pool]) -> Non
     for reference in wanted.references():
         if reference.kind is ReferenceKind.POOL:
             if reference.name not in pools:
-                violations.append(reference.unknown(f'there is no pool "{reference.name}"{_nearest(reference.name, pools)}'))
+                violations.append(
+                    reference.unknown(f'there is no pool "{reference.name}"{_nearest(reference.name, pools)}')
+                )
             continue
         asked = [pools[name] for name in reference.pools or pools if name in pools]
         if not asked:
@@ -80,7 +82,11 @@ def _parameter(reference: Reference, pools: Iterable[Pool], *, optional: bool) -
         return [reference.unknown(f'no pool it could go to knows the parameter "{reference.name}"{hint}')]
     given = reference.value.kind.value if reference.value is not None else ""
     if given != spec.kind.value:
-        return [reference.wrong_kind(f"is a {given or 'nothing'}; {spec.key} takes a {spec.kind.value}: {spec.description}")]
+        return [
+            reference.wrong_kind(
+                f"is a {given or 'nothing'}; {spec.key} takes a {spec.kind.value}: {spec.description}"
+            )
+        ]
     return []
 
 

@@ -29,7 +29,7 @@ from broker.core.errors import (
     Reason,
     not_found,
 )
-from broker.core.lifecycle import ACCEPTED_UNREACHABLE, CAPABILITIES, Answer, Verb, ask_workspace
+from broker.core.lifecycle import ACCEPTED_UNREACHABLE, CAPABILITIES, Answer, Verb
 from broker.core.model import Cause, Node, Notice, NoticeKind, RequestRecord, State, Workspace
 from broker.core.placement import Outcome, PlacementRequest, Plan, Verdict, plan
 from broker.core.requests import (
@@ -42,6 +42,7 @@ from broker.core.requests import (
     WorkspaceRequest,
 )
 from broker.core.slots import POOL_ROW
+from broker.core.whole import ask_workspace
 from broker.engine.tasks import action_for, begin
 from broker.metrics import Metrics
 from broker.placing import (
@@ -138,7 +139,9 @@ class Workspaces:
         wanted = request.workspace
         asked = self._asked(request.tenant, wanted)
         seen = snapshots(self._pools.values(), now)
-        answer = plan(asked, seen, window(wanted, now), nearest_hosts=2**31 if request.include_hosts else HOSTS_SHOWN)
+        answer = plan(
+            asked, seen, window(wanted, now), nearest_hosts=2**31 if request.include_hosts else HOSTS_SHOWN
+        )
         verdicts = answer.verdicts
         outcome = Outcome.FITS if isinstance(answer, Plan) else best_outcome(verdicts)
         if isinstance(answer, Plan):
@@ -212,13 +215,23 @@ class Workspaces:
             if draft.state is State.RESERVED:
                 workspace = tx.put(draft)
             else:
-                workspace = begin(tx, self._pools, draft, {node.index: Action.CREATE for node in draft.nodes}, now)
-            self._remember(tx, request.tenant, "CreateWorkspace", request.request_id, request.digest, uid, now)
+                workspace = begin(
+                    tx, self._pools, draft, {node.index: Action.CREATE for node in draft.nodes}, now
+                )
+            self._remember(
+                tx, request.tenant, "CreateWorkspace", request.request_id, request.digest, uid, now
+            )
         await tx.durable()
         return workspace
 
     def _draft(
-        self, tenant: str, workspace_id: str, wanted: WorkspaceRequest, placed: Plan, now: datetime, uid: str = ""
+        self,
+        tenant: str,
+        workspace_id: str,
+        wanted: WorkspaceRequest,
+        placed: Plan,
+        now: datetime,
+        uid: str = "",
     ) -> Workspace:
         """The workspace a plan makes."""
         later = placed.start > now
@@ -301,7 +314,11 @@ class Workspaces:
                 subject = f"tenants/{tenant}" + (f"/pools/{pool}" if pool else "")
                 violations.append(
                     QuotaViolation(
-                        subject=subject, resource=resource, limit=limits[resource], used=used, requested=amount
+                        subject=subject,
+                        resource=resource,
+                        limit=limits[resource],
+                        used=used,
+                        requested=amount,
                     )
                 )
         if violations:
@@ -322,7 +339,13 @@ class Workspaces:
     # Verbs
 
     async def verb(
-        self, verb: Verb, target: Target, *, force: bool = False, release: bool = False, by: Cause = Cause.REQUESTED
+        self,
+        verb: Verb,
+        target: Target,
+        *,
+        force: bool = False,
+        release: bool = False,
+        by: Cause = Cause.REQUESTED,
     ) -> Workspace:
         """Puts nodes in motion; what is already so, or on its way, changes nothing."""
         method = f"{verb.value.capitalize()}Workspace"
@@ -398,7 +421,8 @@ class Workspaces:
         """A transition that shows in no state."""
         tasks = self._book.tasks
         migrating = any(
-            (task := tasks.get((workspace.uid, node.index))) is not None and task.action == Action.LIVE_MIGRATE
+            (task := tasks.get((workspace.uid, node.index))) is not None
+            and task.action == Action.LIVE_MIGRATE
             for node in workspace.nodes
         )
         return "migrate" if migrating else ""
@@ -431,10 +455,13 @@ class Workspaces:
                     retry_after=pool.settings.breaker.probe_interval,
                 )
 
-    def _end_unbegun(self, tx: Transaction, workspace: Workspace, indexes: set[int], now: datetime) -> Workspace:
+    def _end_unbegun(
+        self, tx: Transaction, workspace: Workspace, indexes: set[int], now: datetime
+    ) -> Workspace:
         """Ends what was never begun: nothing of it is at a backend."""
         nodes = tuple(
-            replace(node, state=State.TERMINATED) if node.index in indexes else node for node in workspace.nodes
+            replace(node, state=State.TERMINATED) if node.index in indexes else node
+            for node in workspace.nodes
         )
         ended = all(node.state.final for node in nodes)
         return tx.put(
@@ -453,7 +480,9 @@ class Workspaces:
     ) -> dict[int, str]:
         """Where nodes that gave their capacity back go on, placed together for the rest of the lease."""
         returning = [
-            index for index, action in actions.items() if action in (Action.RESUME_RELEASED, Action.START_RELEASED)
+            index
+            for index, action in actions.items()
+            if action in (Action.RESUME_RELEASED, Action.START_RELEASED)
         ]
         if not returning:
             return {}
@@ -529,7 +558,9 @@ class Workspaces:
     async def update(self, request: UpdateRequest) -> Workspace:
         """Changes what the mask names; a new end must be one the slots allow."""
         with self._book.call():
-            known = await self._answered(request.tenant, "UpdateWorkspace", request.request_id, request.digest)
+            known = await self._answered(
+                request.tenant, "UpdateWorkspace", request.request_id, request.digest
+            )
             if known is not None:
                 return known
             workspace = self._matching(request.tenant, request.workspace_id, request.etag)
@@ -541,7 +572,13 @@ class Workspaces:
             with self._book.transaction() as tx:
                 changed = tx.put(changed)
                 self._remember(
-                    tx, request.tenant, "UpdateWorkspace", request.request_id, request.digest, workspace.uid, now
+                    tx,
+                    request.tenant,
+                    "UpdateWorkspace",
+                    request.request_id,
+                    request.digest,
+                    workspace.uid,
+                    now,
                 )
             await tx.durable()
             return changed
@@ -569,14 +606,18 @@ class Workspaces:
         end = None if length is None else begin_time + length
         problem = ""
         reason = FieldReason.OUT_OF_RANGE
-        longest = min((pool.settings.max_duration for pool in pools if pool.settings.max_duration), default=None)
+        longest = min(
+            (pool.settings.max_duration for pool in pools if pool.settings.max_duration), default=None
+        )
         if end is not None and end <= now:
             reason = FieldReason.IN_THE_PAST
             problem = f"would end the lease at {end.isoformat()}, and it is {now.isoformat()} here; to end it, terminate"
         elif longest is not None and (length is None or length > longest):
             problem = f"is more than the {longest} its pool allows"
         if problem:
-            raise FieldsInvalid([FieldViolation(path="workspace.terms.duration", reason=reason, message=problem)])
+            raise FieldsInvalid(
+                [FieldViolation(path="workspace.terms.duration", reason=reason, message=problem)]
+            )
         terms = replace(workspace.terms, duration=length, open_ended=length is None, deadline=None)
         changed = replace(workspace, terms=terms, end_time=end, notices=_without_ending(workspace))
         if workspace.end_time is not None and (end is None or end > workspace.end_time):
@@ -584,13 +625,18 @@ class Workspaces:
         self._check_quota(workspace.tenant, changed, besides=workspace)
         return changed
 
-    def _check_extension(self, workspace: Workspace, start: datetime, end: datetime | None, now: datetime) -> None:
+    def _check_extension(
+        self, workspace: Workspace, start: datetime, end: datetime | None, now: datetime
+    ) -> None:
         """Refuses an extension that would take what others were promised. Raises NO_CAPACITY."""
         wanted: defaultdict[tuple[str, str], defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         for node in workspace.nodes:
             if node.state.final:
                 continue
-            for host, amounts in ((node.host, node.held if not node.released else {}), (POOL_ROW, node.pool_held)):
+            for host, amounts in (
+                (node.host, node.held if not node.released else {}),
+                (POOL_ROW, node.pool_held),
+            ):
                 for name, amount in amounts.items():
                     wanted[node.pool, host][name] += amount
         for (pool, host), amounts in sorted(wanted.items()):

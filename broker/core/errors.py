@@ -175,6 +175,4 @@ class QuotaExceeded(BrokerError):
 
 def not_found(kind: str, name: str) -> BrokerError:
     """NOT_FOUND for what a name or parent names, or what the caller may not see."""
-    return BrokerError(
-        Reason.NOT_FOUND, f"there is no {kind} {name}", resource=name, metadata={"name": name}
-    )
+    return BrokerError(Reason.NOT_FOUND, f"there is no {kind} {name}", resource=name, metadata={"name": name})

@@ -83,6 +83,10 @@ class Case:
         self.total = [hosts.zeros if column is None else hosts.total[column] for column in columns]
         self._room = [hosts.zeros if column is None else hosts.room[column] for column in columns]
         self._per_unit = [None if column is None else hosts.per_unit[column] for column in columns]
+        # Where the slot table keeps them; a name it has not met gets a place that holds nothing.
+        self._rows = snapshot.slots.rows_of(hosts.names)
+        self._held_in = [snapshot.slots.column(name) for name in self.resources]
+        self._pool_held_in = [snapshot.slots.column(name) for name in self.pool_resources]
         self._usable = None if hosts.usable.all() else hosts.usable
 
     @property
@@ -100,27 +104,19 @@ class Case:
         """Least counts of the sets."""
         return tuple(wanted.least for wanted in self.sets)
 
-    def room(self, start: int, end: int, *, begun_by: int | None = None) -> Room:
-        """Return what is free throughout `[start, end)` in microseconds.
+    def room(self, start: int, end: int) -> Room:
+        """Return what is free throughout `[start, end)` in microseconds."""
+        return self.room_beside(self.snapshot.slots.peak_us(start, end, to_us(self.snapshot.now)))
 
-        `begun_by` leaves out slots that start later than that instant.
-        """
-        snapshot = self.snapshot
-        table = snapshot.slots
-        rows = table.rows_of(snapshot.hosts.names)
-        columns = [table.column(name) for name in self.resources]
-        pool_columns = [table.column(name) for name in self.pool_resources]
-        now = to_us(snapshot.now)
-        if begun_by is None:
-            held = table.peak_us(start, end, now)
-        else:
-            held = table.peak_us(start, end, now, begun_by=begun_by)
-        pool_row = table.host_row(POOL_ROW)
+    def room_beside(self, held: IntArray) -> Room:
+        """Return what is free beside what the slot table says is held: (its resources, its hosts)."""
+        snapshot, rows = self.snapshot, self._rows
+        pool_row = snapshot.slots.host_row(POOL_ROW)
         return Room(
-            host=[room - held[column][rows] for room, column in zip(self._room, columns, strict=True)],
+            host=[room - held[column][rows] for room, column in zip(self._room, self._held_in, strict=True)],
             pool=[
                 self.pool_total(name) - snapshot.pool_foreign.get(name, 0) - int(held[column, pool_row])
-                for name, column in zip(self.pool_resources, pool_columns, strict=True)
+                for name, column in zip(self.pool_resources, self._pool_held_in, strict=True)
             ],
             usable=self._usable,
         )

@@ -12,6 +12,7 @@ host that left the inventory keeps its slots. It is not thread-safe: one writer 
 
 from __future__ import annotations
 
+import bisect
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ class SlotTable:
         self._now = _BEGINNING
         # Heap of (start, slot) not yet in `active`; entries of released slots are skipped when met.
         self._later: list[tuple[int, int]] = []
+        self._order: NDArray[np.intp] | None = None  # see _ordered
+        self._changed: set[int] = set()  # slots put or released since
         self._names: tuple[tuple[str, ...], Rows] | None = None
         for resource in resources:
             self.column(resource)
@@ -168,6 +171,7 @@ class SlotTable:
         self._amounts[:, at] = 0
         self._keys[at] = None
         self._vacant.append(at)
+        self._changed.add(at)
         mine = self._of_uid[key[0]]
         del mine[key]
         if not mine:
@@ -237,47 +241,75 @@ class SlotTable:
         ends = self._end[: len(self._keys)]
         return np.unique(ends[(ends > after) & (ends < INFINITY)])
 
-    def last_start_us(self) -> int:
-        """Return the start of the last slot that has not begun as of the last told time, or the least
-        integer.
+    def coming_us(self) -> tuple[int, IntArray]:
+        """Return the last start, and the distinct known ends, of the slots that have not begun by the told
+        time.
+
+        The last start is the least integer if there are none.
         """
-        starts = self._start[: len(self._keys)]
-        starts = starts[(starts > self._now) & (starts < INFINITY)]
-        return int(starts.max()) if len(starts) else _BEGINNING
+        starts, ends = self._start[: len(self._keys)], self._end[: len(self._keys)]
+        coming = (starts > self._now) & (starts < INFINITY)
+        if not coming.any():
+            return _BEGINNING, np.empty(0, dtype=np.int64)
+        return int(starts[coming].max()), np.unique(ends[coming & (ends < INFINITY)])
 
-    def peak_us(self, start: int, end: int, now: int, *, begun_by: int = INFINITY) -> IntArray:
-        """`peak` in microseconds. `begun_by` leaves out slots that start later than that instant.
+    def peak_us(self, start: int, end: int, now: int) -> IntArray:
+        """Return `peak` from and in microseconds. What lies before now is not asked: the interval is cut to
+        it.
 
-        An interval from now on into which no slot starts is one read of the sums. Otherwise the slots that
-        touch it are selected, and hosts on which one starts inside it are swept in time order, all at
-        once.
+        An interval from now on into which no slot starts is one read of the sums. Otherwise what ends and
+        starts up to its beginning is taken off and put on, and hosts on which a slot starts later are
+        swept in time order, all at once.
         """
         self._advance(now)
-        shape = (slice(None, len(self._columns)), slice(None, len(self._hosts)))
-        if start == now and ((ahead := self._next_start()) >= end or ahead > begun_by):
-            return self._active[shape]
+        start = max(start, now)
+        hosts = len(self._hosts)
+        standing = self.standing()
+        if start == now and self._next_start() >= end:
+            return standing
         used = len(self._keys)
         starts, rows = self._start[:used], self._row[:used]
         ends = np.maximum(self._end[:used], now + 1)  # not released: held up to and including now
-        touching = np.flatnonzero((starts < end) & (ends > start) & (starts <= min(begun_by, INFINITY - 1)))
-        at_start = starts[touching] <= start
-        first, later = touching[at_start], touching[~at_start]
-        held = np.zeros((len(self._columns), len(self._hosts)), dtype=np.int64)
-        for column, sums in enumerate(held):
-            np.add.at(sums, rows[first], self._amounts[column, first])
-        if len(later):
-            busy = np.zeros(len(self._hosts), dtype=np.bool_)
-            busy[rows[later]] = True
-            swept = touching[busy[rows[touching]]]
-            hosts, peaks = _sweep(
-                rows[swept],
-                np.maximum(starts[swept], start),
-                ends[swept],
-                self._amounts[: len(self._columns), swept],
-                end,
+        held = standing.copy()
+        self.add_to(held, np.flatnonzero((starts <= now) & (ends <= start)), -1)
+        coming = np.flatnonzero((starts > now) & (starts < end))
+        self.add_to(held, coming[(starts[coming] <= start) & (ends[coming] > start)], 1)
+        inside = coming[starts[coming] > start]
+        if len(inside):
+            # Ends after a host's last start cannot matter there.
+            last = np.full(hosts, _BEGINNING)
+            np.maximum.at(last, rows[inside], starts[inside])
+            ending = np.flatnonzero((ends > start) & (ends <= last[rows]) & (starts < end))
+            where = np.concatenate([rows[ending], rows[inside]])
+            when = np.concatenate([ends[ending], starts[inside]])
+            change = np.concatenate(
+                [-self._amounts[: len(self._columns), ending], self._amounts[: len(self._columns), inside]],
+                axis=1,
             )
-            held[:, hosts] = peaks
+            busy, rise = _sweep(where, when, np.arange(len(where)) >= len(ending), change)
+            held[:, busy] += rise
         return held
+
+    def begun(self, now: int) -> Begun:
+        """Return what the slots begun by now, in microseconds, go on to hold, for a bisection over their
+        ends.
+        """
+        self._advance(now)
+        order = self._ordered()
+        order = order[(self._start[order] <= now) & (self._end[order] < INFINITY)]
+        return Begun(self, order, np.maximum(self._end[order], now + 1))
+
+    def standing(self) -> IntArray:
+        """Return what the slots begun by the told time hold: (resources, hosts), not to be written to."""
+        return self._active[: len(self._columns), : len(self._hosts)]
+
+    def add_to(self, sums: IntArray, places: NDArray[np.intp], sign: int) -> None:
+        """Put the amounts of slots, by their places in the table, on sums of (resources, hosts), or take them
+        off.
+        """
+        if len(places):
+            for column in range(len(self._columns)):
+                np.add.at(sums[column], self._row[places], sign * self._amounts[column, places])
 
     # Inside -----------------------------------------------------------------------------------------------
 
@@ -310,6 +342,7 @@ class SlotTable:
         for column, amount in columns.items():
             self._amounts[column, at] = amount
         self._keys[at] = slot.key
+        self._changed.add(at)
         self._index[slot.key] = at
         self._of_uid.setdefault(slot.key[0], {})[slot.key] = None
         if start <= self._now:
@@ -355,26 +388,63 @@ class SlotTable:
         self._now = now
 
     def _count(self, begun: NDArray[np.intp]) -> None:
-        for column in range(len(self._columns)):
-            np.add.at(self._active[column], self._row[begun], self._amounts[column, begun])
+        self.add_to(self._active, begun, 1)
+
+    def _ordered(self) -> NDArray[np.intp]:
+        """Places of the slots by end. Kept, and mended where slots changed: sorting all anew is the dear
+        part.
+        """
+        order = self._order
+        if order is None or len(self._changed) > len(order) // 8:
+            order = np.argsort(self._end[: len(self._keys)], kind="stable")
+        elif self._changed:
+            changed = np.fromiter(self._changed, dtype=np.intp, count=len(self._changed))
+            stale = np.zeros(len(self._keys), dtype=np.bool_)
+            stale[changed] = True
+            order = order[~stale[order]]
+            changed = changed[np.argsort(self._end[changed], kind="stable")]
+            order = np.insert(order, np.searchsorted(self._end[order], self._end[changed]), changed)
+        self._order = order
+        self._changed.clear()
+        return order
+
+
+class Begun:
+    """What slots that have begun still hold at a later instant, were no other to start. Good until the table
+    changes.
+
+    `ends`: when they end, ascending, open-ended ones left out; overdue ones just after now.
+    """
+
+    def __init__(self, table: SlotTable, order: NDArray[np.intp], ends: IntArray) -> None:
+        self.ends = ends
+        self._table = table
+        self._order = order
+        # (slots gone, what the others hold), ascending: each question goes on from the nearest one before it.
+        self._known = [(0, table.standing())]
+
+    def held(self, instant: int) -> IntArray:
+        """Return what is held at an instant after now, in microseconds: (resources, hosts) as in `peak`."""
+        gone = int(np.searchsorted(self.ends, instant, side="right"))
+        at = bisect.bisect_right(self._known, gone, key=lambda known: known[0]) - 1
+        before, held = self._known[at]
+        if before < gone:
+            held = held.copy()
+            self._table.add_to(held, self._order[before:gone], -1)
+            self._known.insert(at + 1, (gone, held))
+        return held
 
 
 def _sweep(
-    rows: NDArray[np.intp], starts: IntArray, ends: IntArray, amounts: IntArray, until: int
+    rows: NDArray[np.intp], when: IntArray, is_start: NDArray[np.bool_], change: IntArray
 ) -> tuple[NDArray[np.intp], IntArray]:
-    """Return the rows touched and, for each, the largest sum at any instant before `until`: (resources,
-    rows).
+    """Return the rows with events and, for each, how far its sums rise at most: (resources, rows), 0 or more.
 
-    Sweep line over all hosts at once: events sorted by host, time, ends before starts; prefix sums;
-    maximum a host. Ends come first at the same instant because intervals are half-open.
+    Sweep line over all hosts at once: events sorted by host, time, ends before starts; prefix sums; maximum a
+    host. Ends come first at the same instant because intervals are half-open.
     """
-    ending = np.flatnonzero(ends < until)
-    row = np.concatenate([rows, rows[ending]])
-    when = np.concatenate([starts, ends[ending]])
-    is_start = np.concatenate([np.ones(len(rows), np.bool_), np.zeros(len(ending), np.bool_)])
-    change = np.concatenate([amounts, -amounts[:, ending]], axis=1)
-    order = np.lexsort((is_start, when, row))
-    row, sums = row[order], np.cumsum(change[:, order], axis=1)
-    first = np.flatnonzero(np.concatenate([[True], row[1:] != row[:-1]]))
+    order = np.lexsort((is_start, when, rows))
+    rows, sums = rows[order], np.cumsum(change[:, order], axis=1)
+    first = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
     before = np.where(first > 0, sums[:, first - 1], 0)
-    return row[first], np.maximum.reduceat(sums, first, axis=1) - before
+    return rows[first], np.maximum(np.maximum.reduceat(sums, first, axis=1) - before, 0)

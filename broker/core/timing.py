@@ -15,7 +15,7 @@ import numpy as np
 from broker.core.arrange import Arrangement, arrange, arrange_most
 from broker.core.feasibility import Case
 from broker.core.search import Budget, SearchLimit
-from broker.core.slots import INFINITY, to_us
+from broker.core.slots import INFINITY, IntArray, to_us
 
 MAX_STARTS = 200
 """Starts tried one after another before the search for the earliest gives up."""
@@ -43,41 +43,54 @@ def first_fit(cases: Sequence[Case], after: int, until: int, length: int, search
     Raises SearchLimit when that was not found out within the bounds. All instants are in microseconds.
     """
     budget = Budget(search_limit)
+    now = max(to_us(case.snapshot.now) for case in cases)
+    begun = [case.snapshot.slots.begun(now) for case in cases]
+    coming = [case.snapshot.slots.coming_us() for case in cases]
+    last_start = max(start for start, _ in coming)
+    starts = _distinct([*(slots.ends for slots in begun), *(ends for _, ends in coming)])
+    starts = starts[
+        np.searchsorted(starts, after, side="right") : np.searchsorted(starts, until, side="right")
+    ]
 
-    def fits(start: int, begun_by: int | None = None) -> bool:
+    def fits_without_coming(position: int) -> bool:
         return all(
-            arrange(case, case.room(start, end_of(start, length), begun_by=begun_by), case.least, budget)
-            is not None
+            arrange(case, case.room_beside(slots.held(int(starts[position]))), case.least, budget) is not None
+            for case, slots in zip(cases, begun, strict=True)
+        )
+
+    def fits(position: int) -> bool:
+        start = int(starts[position])
+        return all(
+            arrange(case, case.room(start, end_of(start, length)), case.least, budget) is not None
             for case in cases
         )
 
-    now = max(to_us(case.snapshot.now) for case in cases)
-    ends = np.unique(np.concatenate([case.snapshot.slots.ends_us(-INFINITY) for case in cases]))
-    # What is overdue counts up to and including now: as far as the future is concerned it ends just after.
-    starts = np.unique(np.maximum(ends, now + 1))
-    starts = starts[(starts > after) & (starts <= until)]
-    at = _bisect(len(starts), lambda position: fits(int(starts[position]), now))
-    if at is None:
-        return None
-    last_start = max(case.snapshot.slots.last_start_us() for case in cases)
+    at = _bisect(0, len(starts), fits_without_coming)
+    if at is None or last_start <= now:
+        return None if at is None else int(starts[at])
     settled = int(np.searchsorted(starts, last_start))  # from here on nothing starts later
-    for tried, position in enumerate(range(at, settled)):
-        if tried == MAX_STARTS:
+    for position in range(at, settled):
+        if position - at == MAX_STARTS:
             raise SearchLimit
-        if fits(int(starts[position])):
+        if fits(position):
             return int(starts[position])
-    rest = starts[max(at, settled) :]
-    found = _bisect(len(rest), lambda position: fits(int(rest[position])))
-    return None if found is None else int(rest[found])
+    found = _bisect(max(at, settled), len(starts), fits)
+    return None if found is None else int(starts[found])
 
 
-def _bisect(size: int, holds: Callable[[int], bool]) -> int | None:
-    """Return the first position at which a condition holds that, once it holds, goes on to hold; None:
+def _distinct(instants: Sequence[IntArray]) -> IntArray:
+    """Merge ascending arrays; a stable sort of runs is quicker than np.unique."""
+    merged = np.sort(np.concatenate(instants), kind="stable")
+    return merged[np.concatenate([[True], merged[1:] != merged[:-1]])] if len(merged) else merged
+
+
+def _bisect(low: int, end: int, holds: Callable[[int], bool]) -> int | None:
+    """Return the first position in `[low, end)` with a condition that, once it holds, goes on to; None:
     nowhere.
     """
-    if size == 0 or not holds(size - 1):
+    if low >= end or not holds(end - 1):
         return None
-    low, high = 0, size - 1
+    high = end - 1
     while low < high:
         middle = (low + high) // 2
         if holds(middle):

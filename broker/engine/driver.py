@@ -101,7 +101,9 @@ class Driver:
                 running.interrupt.set()  # something else is wanted now: a wait is cut short
         elif task is not None and task.step is not None:
             running = _Running()
-            running.job = asyncio.create_task(self._work(key, running), name=f"{self.pool.name}/{key[0]}/{key[1]}")
+            running.job = asyncio.create_task(
+                self._work(key, running), name=f"{self.pool.name}/{key[0]}/{key[1]}"
+            )
             self._running[key] = running
 
     async def stop(self) -> None:
@@ -156,7 +158,9 @@ class Driver:
                     await self._rejected(task, error, rounds, running.interrupt)
                 except OutcomeUnknown as error:
                     await self._unsure(task, error, running.interrupt)
-                except BrokerError as error:  # the store: nothing was changed, so the same again a little later
+                except (
+                    BrokerError
+                ) as error:  # the store: nothing was changed, so the same again a little later
                     log.error("pool=%s workspace=%s node=%d error=%s", self.pool.name, *key, error)
                     await self._clock.sleep(error.retry_after or 1.0)
         finally:
@@ -258,7 +262,12 @@ class Driver:
                 write(tx, workspace, nodes)
             if current is not None and same_transition(current, task):
                 advanced = replace(
-                    current, position=task.position + 1, attempt=1, unsure=False, next_attempt_time=None, last_error=None
+                    current,
+                    position=task.position + 1,
+                    attempt=1,
+                    unsure=False,
+                    next_attempt_time=None,
+                    last_error=None,
                 )
                 tx.put_task(advanced)
                 if advanced.step is None:
@@ -308,7 +317,9 @@ class Driver:
         if current is None or not same_transition(current, task):
             return
         retry = self.pool.settings.retry
-        pause = RetryPolicy(initial=retry.initial, maximum=retry.maximum).wait(current.attempt, self._jitter())
+        pause = RetryPolicy(initial=retry.initial, maximum=retry.maximum).wait(
+            current.attempt, self._jitter()
+        )
         log.warning(
             "unsure pool=%s workspace=%s node=%d step=%s attempt=%d error=%s",
             self.pool.name,
@@ -341,7 +352,9 @@ class Driver:
         if current.action == Action.TERMINATE:
             # A refused end is asked for again, the harder way: it goes on until the VM is seen gone.
             with self._book.transaction() as tx:
-                tx.put_task(replace(current, force=True, attempt=current.attempt + 1, last_error=_failure(error)))
+                tx.put_task(
+                    replace(current, force=True, attempt=current.attempt + 1, last_error=_failure(error))
+                )
             await self._pause(current, error, rounds, interrupt)
         else:
             self._starts.failed(current, str(error), host_fault=error.host_fault)
@@ -372,7 +385,9 @@ class Driver:
         workspace = self._book.workspaces[task.uid]
         if any(notice.kind is NoticeKind.STUCK for notice in workspace.notices):
             return
-        notice = Notice(kind=NoticeKind.STUCK, time=self._clock.now(), message=f"{task.action} keeps failing: {error}")
+        notice = Notice(
+            kind=NoticeKind.STUCK, time=self._clock.now(), message=f"{task.action} keeps failing: {error}"
+        )
         with self._book.transaction() as tx:
             tx.put(replace(workspace, notices=(*workspace.notices, notice)))
 

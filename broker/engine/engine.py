@@ -11,11 +11,11 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from backends.base import Action, BackendError, Observation, ObservedNode
+from backends.base import BackendError
 from broker.book import Book
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Reason
-from broker.core.model import NodeKey, Task, Workspace
+from broker.core.model import NodeKey, Task
 from broker.engine.breaker import Breaker
 from broker.engine.driver import Driver
 from broker.engine.expiry import Expiry

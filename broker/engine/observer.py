@@ -97,7 +97,9 @@ class Observer:
             if refresh_due:
                 interval = self.pool.settings.refresh_interval
                 settled = not self._breaker.open and self.pool.inventory is not None
-                next_refresh = now + (interval if settled else min(interval, self.pool.settings.breaker.probe_interval))
+                next_refresh = now + (
+                    interval if settled else min(interval, self.pool.settings.breaker.probe_interval)
+                )
             if self._soon.is_set():
                 self._soon.clear()
                 pause = QUICKEST_ROUND
@@ -144,8 +146,14 @@ class Observer:
             seen.setdefault((observed.identity.workspace_uid, observed.identity.node_index), observed)
         self._keep_strays(nodes, seen)
         live = self._live()
-        missing = frozenset(key for key in live if key not in seen and self._counts(key, asked) and self._made(key))
-        doubted = len(missing) > MANY_MISSING and len(missing) * 10 > len(live) and not missing <= self._missing_before
+        missing = frozenset(
+            key for key in live if key not in seen and self._counts(key, asked) and self._made(key)
+        )
+        doubted = (
+            len(missing) > MANY_MISSING
+            and len(missing) * 10 > len(live)
+            and not missing <= self._missing_before
+        )
         self._missing_before = missing
         if not doubted:
             for key in missing:
@@ -153,7 +161,9 @@ class Observer:
                 node = workspace.nodes[key[1]]
                 found = await self._driver.call("find", lambda w=workspace, n=node: self._driver.find(w, n))  # type: ignore[misc]
                 seen[key] = found
-        changed = self.apply({key: each for key, each in seen.items() if key in live and self._counts(key, asked)})
+        changed = self.apply(
+            {key: each for key, each in seen.items() if key in live and self._counts(key, asked)}
+        )
         return changed
 
     def _live(self) -> set[NodeKey]:
@@ -183,7 +193,9 @@ class Observer:
         for observed in nodes:
             key = (observed.identity.workspace_uid, observed.identity.node_index)
             workspace = self._book.workspaces.get(key[0])
-            node = workspace.nodes[key[1]] if workspace is not None and key[1] < len(workspace.nodes) else None
+            node = (
+                workspace.nodes[key[1]] if workspace is not None and key[1] < len(workspace.nodes) else None
+            )
             owned = (
                 node is not None
                 and not node.state.final
@@ -236,10 +248,19 @@ class Observer:
                         later.append(lambda k=(uid, index): self._starts.terminate_node(k))  # type: ignore[misc]
                 if nodes != list(workspace.nodes):
                     written = write(tx, workspace, nodes, cause=cause, failure=failure, now=now)
-                    if succeeded and failure is None and written.last_error is not None and not written.state.final:
+                    if (
+                        succeeded
+                        and failure is None
+                        and written.last_error is not None
+                        and not written.state.final
+                    ):
                         written = tx.put(replace(written, last_error=None))
                     log.info(
-                        "workspace=%s pool=%s state=%s revision=%d", written.name, self.pool.name, written.state, written.revision
+                        "workspace=%s pool=%s state=%s revision=%d",
+                        written.name,
+                        self.pool.name,
+                        written.state,
+                        written.revision,
                     )
                 tx.after_commit.extend(later)
         self._note_seen(seen)
@@ -283,7 +304,8 @@ class Observer:
         """The node as it is after an observation."""
         absent = observed.observation is Observation.ABSENT
         nics = tuple(
-            SeenNic(network=nic.network, name=nic.name, addresses=nic.addresses, mac=nic.mac) for nic in observed.nics
+            SeenNic(network=nic.network, name=nic.name, addresses=nic.addresses, mac=nic.mac)
+            for nic in observed.nics
         )
         settled = node
         if not absent and (nics != node.nics or observed.backend_id != node.backend_id):
@@ -302,7 +324,8 @@ class Observer:
                     settled,
                     state=effect.to or node.state,
                     released=released and effect.to in (State.SUSPENDED, State.STOPPED),
-                    saved=node.saved or (task is not None and task.action == Action.SAVE and task.cause is Cause.LEASE),
+                    saved=node.saved
+                    or (task is not None and task.action == Action.SAVE and task.cause is Cause.LEASE),
                     host=host,
                     target_host="",
                     observe_time=now,
@@ -335,7 +358,11 @@ class Observer:
                         metadata={"node": str(node.index), "seen": observed.observation.value},
                     ),
                 )
-                if settled.state is node.state and effect.do is Do.VERB_FAILED and node.last_error == settled.last_error:
+                if (
+                    settled.state is node.state
+                    and effect.do is Do.VERB_FAILED
+                    and node.last_error == settled.last_error
+                ):
                     return node
             case Do.GONE:
                 settled = replace(
@@ -373,7 +400,9 @@ class Observer:
             case Do.UNPAUSE:
                 self._again(replace(task, steps=(*task.steps, "unpause")), len(task.steps))
             case Do.NEXT_HOST:
-                self._starts.failed(task, observed.message or f"the VM is {observed.detail or 'broken'}", host_fault=True)
+                self._starts.failed(
+                    task, observed.message or f"the VM is {observed.detail or 'broken'}", host_fault=True
+                )
             case Do.UNDO:
                 self._starts.failed(
                     task, "it did not start in time", host_fault=False, reason=Reason.TASK_TIMEOUT

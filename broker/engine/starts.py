@@ -47,7 +47,9 @@ class Starts:
             resource=workspace.name,
             metadata={"node": str(node.index), "pool": node.pool, "host": node.host, "step": task.step or ""},
         )
-        log.warning("workspace=%s node=%d action=%s failed: %s", workspace.name, node.index, task.action, message)
+        log.warning(
+            "workspace=%s node=%d action=%s failed: %s", workspace.name, node.index, task.action, message
+        )
         with self._book.transaction() as tx:
             if task.action != Action.CREATE:
                 self._verb_failed(tx, workspace, node, task, failure)
@@ -75,7 +77,7 @@ class Starts:
             tx,
             self._pools,
             workspace,
-            {index: Action.TERMINATE for index in sorted(indexes)},
+            dict.fromkeys(sorted(indexes), Action.TERMINATE),
             self._clock.now(),
             cause=Cause.ERROR,
             force=True,
@@ -83,7 +85,9 @@ class Starts:
             failure=failure,
         )
 
-    def _verb_failed(self, tx: Transaction, workspace: Workspace, node: Node, task: Task, failure: Failure) -> None:
+    def _verb_failed(
+        self, tx: Transaction, workspace: Workspace, node: Node, task: Task, failure: Failure
+    ) -> None:
         """Back to where the node was; what it had given back stays given back."""
         nodes = list(workspace.nodes)
         nodes[node.index] = replace(
@@ -97,16 +101,16 @@ class Starts:
         tx.drop_task(task.key)
         write(tx, workspace, nodes, cause=Cause.ERROR, failure=failure, now=self._clock.now())
 
-    def _moved(
-        self, tx: Transaction, workspace: Workspace, node: Node, task: Task, failure: Failure
-    ) -> bool:
+    def _moved(self, tx: Transaction, workspace: Workspace, node: Node, task: Task, failure: Failure) -> bool:
         """Sends a node that its host could not start to another one, where there is one."""
         tried = (*node.failed_hosts, node.host)
         if len(tried) >= HOSTS_TRIED:
             return False
         now = self._clock.now()
         pool = self._pools[node.pool]
-        answer = plan(node_again(workspace, node, exclude=tried), snapshots([pool], now), rest_of_lease(workspace, now))
+        answer = plan(
+            node_again(workspace, node, exclude=tried), snapshots([pool], now), rest_of_lease(workspace, now)
+        )
         if not isinstance(answer, Plan):
             return False
         host = answer.assignments[0].hosts[0]
@@ -118,7 +122,9 @@ class Starts:
             nodes[node.index] = replace(node, target_host=host, failed_hosts=tried, last_error=failure)
         else:
             nodes[node.index] = replace(node, host=host, failed_hosts=tried, last_error=failure)
-        tx.put_task(replace(task, steps=steps, position=0, attempt=1, unsure=False, force=True, last_error=failure))
+        tx.put_task(
+            replace(task, steps=steps, position=0, attempt=1, unsure=False, force=True, last_error=failure)
+        )
         write(tx, workspace, nodes)
         log.info("workspace=%s node=%d moves from %s to %s", workspace.name, node.index, node.host, host)
         return True

@@ -13,10 +13,10 @@ from typing import Final
 
 from backends.base import Action, Step
 from broker.book import Transaction
-from broker.core.lifecycle import Verb, workspace_state
+from broker.core.errors import Failure
+from broker.core.lifecycle import Verb
 from broker.core.model import (
     Cause,
-    Failure,
     Node,
     Notice,
     NoticeKind,
@@ -24,6 +24,7 @@ from broker.core.model import (
     Task,
     Workspace,
 )
+from broker.core.whole import workspace_state
 from broker.pools import Pool
 
 UNDO: Final[dict[Step, Step | None]] = {
@@ -152,7 +153,9 @@ def write(
 ) -> Workspace:
     """Writes a workspace with changed nodes: its state, notices and times follow from them."""
     ended = [
-        node.state for node, was in zip(nodes, workspace.nodes, strict=True) if node.state.final and not was.state.final
+        node.state
+        for node, was in zip(nodes, workspace.nodes, strict=True)
+        if node.state.final and not was.state.final
     ]
     changed = replace(workspace, nodes=tuple(nodes), last_error=failure or workspace.last_error)
     summary = workspace_state(changed.nodes, started=workspace.started, last_end=ended[-1] if ended else None)

@@ -90,7 +90,9 @@ class SqliteStore:
         try:
             descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StoreProblem(f"cannot create {lock_path}: {error.strerror}; choose another server.state") from error
+            raise StoreProblem(
+                f"cannot create {lock_path}: {error.strerror}; choose another server.state"
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
