@@ -14,7 +14,8 @@ import numpy as np
 from broker.core.answers import ReasonCode
 from broker.core.demand import Placement, SetRequest
 from broker.core.inventory import BoolArray, FloatArray, PoolSnapshot, as_texts
-from broker.core.slots import POOL_ROW, IntArray, to_us
+from broker.core.slots import POOL_ROW, to_us
+from broker.core.sweep import IntArray
 
 MEMORY = "memory"
 ADDRESS_PREFIX = "address:"

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.core.demand import Placement
-from broker.core.slots import IntArray, SlotTable
+from broker.core.slots import SlotTable
+from broker.core.sweep import IntArray
 
 BoolArray: TypeAlias = NDArray[np.bool_]
 FloatArray: TypeAlias = NDArray[np.float64]

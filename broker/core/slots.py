@@ -12,7 +12,6 @@ host that left the inventory keeps its slots. It is not thread-safe: one writer 
 
 from __future__ import annotations
 
-import bisect
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.core.sweep import Begun, IntArray, sweep
+
 SlotKey: TypeAlias = tuple[str, int, str]
 """(workspace uid, node index, kind): the kind tells apart what one node holds on its host, its pool, its
 target.
 """
 
-IntArray: TypeAlias = NDArray[np.int64]
 Rows: TypeAlias = slice | NDArray[np.intp]
 """Which rows of the table a list of hosts stands in; a slice where they stand in order."""
 
@@ -286,7 +286,7 @@ class SlotTable:
                 [-self._amounts[: len(self._columns), ending], self._amounts[: len(self._columns), inside]],
                 axis=1,
             )
-            busy, rise = _sweep(where, when, np.arange(len(where)) >= len(ending), change)
+            busy, rise = sweep(where, when, np.arange(len(where)) >= len(ending), change)
             held[:, busy] += rise
         return held
 
@@ -297,7 +297,12 @@ class SlotTable:
         self._advance(now)
         order = self._ordered()
         order = order[(self._start[order] <= now) & (self._end[order] < INFINITY)]
-        return Begun(self, order, np.maximum(self._end[order], now + 1))
+        return Begun(
+            standing=self.standing(),
+            order=order,
+            ends=np.maximum(self._end[order], now + 1),
+            add_to=self.add_to,
+        )
 
     def standing(self) -> IntArray:
         """Return what the slots begun by the told time hold: (resources, hosts), not to be written to."""
@@ -407,44 +412,3 @@ class SlotTable:
         self._order = order
         self._changed.clear()
         return order
-
-
-class Begun:
-    """What slots that have begun still hold at a later instant, were no other to start. Good until the table
-    changes.
-
-    `ends`: when they end, ascending, open-ended ones left out; overdue ones just after now.
-    """
-
-    def __init__(self, table: SlotTable, order: NDArray[np.intp], ends: IntArray) -> None:
-        self.ends = ends
-        self._table = table
-        self._order = order
-        # (slots gone, what the others hold), ascending: each question goes on from the nearest one before it.
-        self._known = [(0, table.standing())]
-
-    def held(self, instant: int) -> IntArray:
-        """Return what is held at an instant after now, in microseconds: (resources, hosts) as in `peak`."""
-        gone = int(np.searchsorted(self.ends, instant, side="right"))
-        at = bisect.bisect_right(self._known, gone, key=lambda known: known[0]) - 1
-        before, held = self._known[at]
-        if before < gone:
-            held = held.copy()
-            self._table.add_to(held, self._order[before:gone], -1)
-            self._known.insert(at + 1, (gone, held))
-        return held
-
-
-def _sweep(
-    rows: NDArray[np.intp], when: IntArray, is_start: NDArray[np.bool_], change: IntArray
-) -> tuple[NDArray[np.intp], IntArray]:
-    """Return the rows with events and, for each, how far its sums rise at most: (resources, rows), 0 or more.
-
-    Sweep line over all hosts at once: events sorted by host, time, ends before starts; prefix sums; maximum a
-    host. Ends come first at the same instant because intervals are half-open.
-    """
-    order = np.lexsort((is_start, when, rows))
-    rows, sums = rows[order], np.cumsum(change[:, order], axis=1)
-    first = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
-    before = np.where(first > 0, sums[:, first - 1], 0)
-    return rows[first], np.maximum(np.maximum.reduceat(sums, first, axis=1) - before, 0)

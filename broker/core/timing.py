@@ -15,7 +15,8 @@ import numpy as np
 from broker.core.arrange import Arrangement, arrange, arrange_most
 from broker.core.feasibility import Case
 from broker.core.search import Budget, SearchLimit
-from broker.core.slots import INFINITY, IntArray, to_us
+from broker.core.slots import INFINITY, to_us
+from broker.core.sweep import IntArray
 
 MAX_STARTS = 200
 """Starts tried one after another before the search for the earliest gives up."""
