@@ -90,9 +90,7 @@ def _counts(row: Row) -> bool:
 
 
 def test_coverage(capsys: pytest.CaptureFixture[str]) -> None:
-    matching = {
-        n for first, last in DAEMONS for n, what in replay(first, last, AS_RECORDED).items() if not what
-    }
+    matching = {n for first, last in DAEMONS for n, what in replay(first, last, AS_RECORDED).items() if not what}
     counted = [row for row in rows() if _counts(row)]
     covered = [row for row in counted if row.n in matching]
     by_method = Counter(row.method for row in counted)

@@ -36,9 +36,7 @@ def test_a_life(one: Standin) -> None:
 
     text = 'NAME="mine"\nCPU="0.5"\nMEMORY="256"\nDISK=[IMAGE="base"]\nNIC=[NETWORK="lan"]'
     vm_id = client.vm.allocate(text, True)
-    assert [(vm.ID, vm.NAME, vm.STATE) for vm in client.vmpool.info(-2, -1, -1, -1).VM] == [
-        (vm_id, "mine", 2)
-    ]
+    assert [(vm.ID, vm.NAME, vm.STATE) for vm in client.vmpool.info(-2, -1, -1, -1).VM] == [(vm_id, "mine", 2)]
 
     def state() -> tuple[int, int]:
         vm = client.vm.info(vm_id)

@@ -1,7 +1,8 @@
 """A broker of canned answers, for tests of the clients: a real grpc.aio server without any rules.
 
-Runs in a thread of its own and is steered from the test's thread. What was asked stands in `calls`; what to answer
-is set beforehand. A wait takes the next state of `script`, a watch plays `events`. Decides nothing a broker decides.
+Runs in a thread of its own and is steered from the test's thread. What was asked stands in `calls`; what to
+answer is set beforehand. A wait takes the next state of `script`, a watch plays `events`. Decides nothing that
+a broker decides.
 """
 
 from __future__ import annotations
@@ -141,9 +142,9 @@ class FakeBroker:
 
 
 class _Servicer(
-    workspace_service_pb2_grpc.WorkspaceServiceServicer,  # type: ignore[misc]  # generated code is untyped
-    pool_service_pb2_grpc.PoolServiceServicer,  # type: ignore[misc]
-    tenant_service_pb2_grpc.TenantServiceServicer,  # type: ignore[misc]
+    workspace_service_pb2_grpc.WorkspaceServiceServicer,
+    pool_service_pb2_grpc.PoolServiceServicer,
+    tenant_service_pb2_grpc.TenantServiceServicer,
 ):
     def __init__(self, broker: FakeBroker) -> None:
         self._broker = broker
@@ -198,9 +199,7 @@ class _Servicer(
         begin = int(request.page_token or 0)
         end = begin + broker.page
         more = str(end) if end < len(found) else ""
-        return api.ListWorkspacesResponse(
-            workspaces=found[begin:end], next_page_token=more, revision=broker.revision
-        )
+        return api.ListWorkspacesResponse(workspaces=found[begin:end], next_page_token=more, revision=broker.revision)
 
     async def UpdateWorkspace(self, request: Any, context: Any) -> Any:
         await self._begin("UpdateWorkspace", request, context)

@@ -50,9 +50,7 @@ _HEADERS: Mapping[str, tuple[str, ...]] = {
 _UNTRANSLATED = (b"<i8>", b"<nil", b">99999999999<")
 _BEFORE = re.compile(r"vm \d+ before: (\d+)/(\d+)")
 # Whose id a call that makes or changes something answers with.
-_OWN_NUMBERS = frozenset(
-    {"one.vm.snapshotcreate", "one.vm.disksnapshotcreate", "one.vm.schedadd", "one.acl.addrule"}
-)
+_OWN_NUMBERS = frozenset({"one.vm.snapshotcreate", "one.vm.disksnapshotcreate", "one.vm.schedadd", "one.acl.addrule"})
 
 
 def request_bytes(row: Row, translation: Translation) -> bytes:

@@ -41,9 +41,7 @@ class Scene:
     def settle(self) -> None:
         until(lambda: self.one.settled, what="rest")
 
-    def allocate(
-        self, name: str, cpu: str = "1", memory: int = 512, *, hold: bool = True, extra: str = ""
-    ) -> None:
+    def allocate(self, name: str, cpu: str = "1", memory: int = 512, *, hold: bool = True, extra: str = "") -> None:
         self.call("one.vm.allocate", f'NAME="{name}"\nCPU="{cpu}"\nMEMORY="{memory}"\n{extra}', hold)
 
     def deploy(self, host: int, *vms: int) -> None:
@@ -129,9 +127,7 @@ def _recorded_names() -> Mapping[int, str]:
     (row,) = daemon_rows(551, 551)
     text = xmlrpc.client.loads(row.response)[0][0]
     assert isinstance(text, list)
-    return {
-        int(number): name for number, name in re.findall(r"<VM><ID>(\d+)</ID>.*?<NAME>(.*?)</NAME>", text[1])
-    }
+    return {int(number): name for number, name in re.findall(r"<VM><ID>(\d+)</ID>.*?<NAME>(.*?)</NAME>", text[1])}
 
 
 def _many_vms(start: int, end: int) -> Step:
@@ -349,9 +345,7 @@ def config(first_row: int, translation: Translation) -> StandinConfig:
     return StandinConfig(
         hosts=_hosts(translation, *_HOSTS.get(first_row, ())),
         host_profiles=(
-            HostProfile(
-                pattern=translation.name("small*"), cores=_SMALL[0] * factor, memory_mb=_SMALL[1] * factor
-            ),
+            HostProfile(pattern=translation.name("small*"), cores=_SMALL[0] * factor, memory_mb=_SMALL[1] * factor),
             HostProfile(pattern=translation.name("fail*"), fails=True),
             HostProfile(cores=_BIG[0] * factor, memory_mb=_BIG[1] * factor),
         ),

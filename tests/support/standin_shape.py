@@ -31,8 +31,7 @@ _KINDS = {
 # Figures that follow the capacities configured and asked for.
 _SCALED = {
     "HOST": tuple(
-        f"HOST_SHARE/{name}"
-        for name in ("MEM_USAGE", "CPU_USAGE", "TOTAL_MEM", "TOTAL_CPU", "MAX_MEM", "MAX_CPU")
+        f"HOST_SHARE/{name}" for name in ("MEM_USAGE", "CPU_USAGE", "TOTAL_MEM", "TOTAL_CPU", "MAX_MEM", "MAX_CPU")
     ),
     "VM": ("TEMPLATE/CPU", "TEMPLATE/MEMORY"),
     "USER": tuple(
@@ -106,9 +105,7 @@ class Comparison:
 STRICT = Comparison()
 
 
-def differences(
-    recorded: Answer, ours: Answer, translation: Translation, how: Comparison = STRICT
-) -> list[str]:
+def differences(recorded: Answer, ours: Answer, translation: Translation, how: Comparison = STRICT) -> list[str]:
     """How our answer differs from the recorded one as translated; empty if it has the same shape."""
     if recorded.kind != ours.kind:
         return [f"kind {recorded.kind} became {ours.kind}: {ours.values[:3]}"]
@@ -130,9 +127,7 @@ def _document(recorded: str, ours: str, translation: Translation, how: Compariso
     if wanted != list(have):
         yield f"objects {wanted[:12]} became {list(have)[:12]}"
         return
-    for (tag, number), (original, mine) in zip(
-        wanted, zip(want.values(), have.values(), strict=True), strict=True
-    ):
+    for (tag, number), (original, mine) in zip(wanted, zip(want.values(), have.values(), strict=True), strict=True):
         for difference in _object(tag, original, mine, translation, how):
             yield f"{tag} {number}: {difference}"
 

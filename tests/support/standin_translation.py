@@ -128,9 +128,7 @@ class Translation:
                 group = int(value, 16) & 0xFFFFFFFF
                 translated[1] = f"{int(value, 16) - group + self.id('group', group):x}"
             elif method == "one.vmpool.infoset" and isinstance(value, str):
-                translated[index + 1] = ",".join(
-                    str(self.id("vm", int(number))) for number in value.split(",")
-                )
+                translated[index + 1] = ",".join(str(self.id("vm", int(number))) for number in value.split(","))
         if method.startswith("one.vmpool.info") and len(params) > 3 and min(params[2:4]) >= 0:
             translated[2:4] = [self.id("vm", number) for number in params[2:4]]  # a range, not a page
         return tuple(translated)

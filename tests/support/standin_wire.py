@@ -10,6 +10,7 @@ import socket
 import time
 import xmlrpc.client
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,10 +44,8 @@ def read_all(connection: socket.socket) -> bytes:
 
 def exchange(endpoint: str, data: bytes, timeout: float = 10.0) -> RawReply:
     with connect(endpoint, timeout) as connection:
-        try:
+        with suppress(ConnectionError):  # the answer may be there all the same
             connection.sendall(data)
-        except ConnectionError:
-            pass  # the answer may be there all the same
         raw = read_all(connection)
     head, _, body = raw.partition(b"\r\n\r\n")
     first, _, headers = head.decode("latin-1").partition("\r\n")
@@ -62,7 +61,8 @@ def post(endpoint: str, body: bytes, timeout: float = 10.0) -> RawReply:
 def call(endpoint: str, method: str, *params: Any, timeout: float = 10.0) -> list[Any]:
     """An ordinary call; the array that came back."""
     reply = post(endpoint, xmlrpc.client.dumps(params, method).encode(), timeout)
-    answer: list[Any] = xmlrpc.client.loads(reply.body)[0][0]
+    answer = xmlrpc.client.loads(reply.body)[0][0]
+    assert isinstance(answer, list), answer
     return answer
 
 

@@ -32,9 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     config = load_config(options.config) if options.config else StandinConfig()
     if options.hosts is not None:
-        config = replace(
-            config, hosts=tuple(HostConfig(name=f"node{number:03d}") for number in range(options.hosts))
-        )
+        config = replace(config, hosts=tuple(HostConfig(name=f"node{number:03d}") for number in range(options.hosts)))
     if options.listen is not None:
         config = replace(config, listen_host=options.listen[0], listen_port=options.listen[1])
     done = threading.Event()

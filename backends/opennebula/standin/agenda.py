@@ -32,9 +32,7 @@ class Agenda:
         self._held: set[str] = set()
         self._parked: list[_Entry] = []
 
-    def after(
-        self, delay: float, action: Callable[[], None], *, label: str = "", background: bool = False
-    ) -> None:
+    def after(self, delay: float, action: Callable[[], None], *, label: str = "", background: bool = False) -> None:
         """Run `action` `delay` seconds from now; within a run, from the moment that one was due.
 
         What is `background` comes round again and again and keeps nobody waiting.

@@ -172,9 +172,7 @@ def _record(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
     known = {entry.name for entry in fields(kind)}
     unknown = set(values) - known
     if unknown:
-        raise ValueError(
-            f"{where}: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}"
-        )
+        raise ValueError(f"{where}: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 

@@ -25,7 +25,7 @@ from backends.opennebula.standin.permissions import Right
 from backends.opennebula.standin.registry import Reply, method
 from backends.opennebula.standin.seed import add_image
 from backends.opennebula.standin.state import Vm
-from backends.opennebula.standin.template import Template, Vector
+from backends.opennebula.standin.template import Template, Vector, whole
 from backends.opennebula.standin.vm_methods import read_template
 
 _SAVEAS_PLACES: Final = {RUNNING: Lcm.HOTPLUG_SAVEAS, POWEROFF: Lcm.HOTPLUG_SAVEAS_POWEROFF}
@@ -38,9 +38,7 @@ def _running_vm(request: Request, vm_id: int) -> Vm:
     return vm
 
 
-def _change(
-    request: Request, vm: Vm, lcm: Lcm, action: HistoryAction, done: Callable[[], None] | None = None
-) -> None:
+def _change(request: Request, vm: Vm, lcm: Lcm, action: HistoryAction, done: Callable[[], None] | None = None) -> None:
     request.lifecycle.start(vm, hotplug(lcm, action=action), request.asker, finish=done)
 
 
@@ -125,12 +123,16 @@ def _existing_disk(vm: Vm, disk_id: int) -> Vector:
     return disk
 
 
+def _size_of(disk: Vector) -> int:
+    return whole(disk.get("SIZE", "")) or 0
+
+
 @method("one.vm.diskresize", int, int, str)
 def vm_diskresize(request: Request, vm_id: int, disk_id: int, size: str) -> Reply:
     """Resize a disk of a Virtual Machine"""
     vm = _running_vm(request, vm_id)
     disk = _existing_disk(vm, disk_id)
-    if not size.isdigit() or int(size) <= int(disk["SIZE"]):
+    if (whole(size) or 0) <= _size_of(disk):
         raise Refusal(Refusal.ACTION, "New disk size has to be greater than current one")
     disk["SIZE"] = size
     _change(request, vm, Lcm.DISK_RESIZE, HistoryAction.DISK_RESIZE)
@@ -188,16 +190,14 @@ def vm_disksnapshotcreate(request: Request, vm_id: int, disk_id: int, _name: str
     """Take a snapshot of a disk"""
     vm = _running_vm(request, vm_id)
     disk = _existing_disk(vm, disk_id)
-    number = int(disk.get("DISK_SNAPSHOT_TOTAL_SIZE", "0")) // max(int(disk["SIZE"]), 1)
-    disk["DISK_SNAPSHOT_TOTAL_SIZE"] = str((number + 1) * int(disk["SIZE"]))
+    number = int(disk.get("DISK_SNAPSHOT_TOTAL_SIZE", "0")) // max(_size_of(disk), 1)
+    disk["DISK_SNAPSHOT_TOTAL_SIZE"] = str((number + 1) * _size_of(disk))
     _change(request, vm, Lcm.DISK_SNAPSHOT, HistoryAction.NONE)
     return number
 
 
 @method("one.vm.disksaveas", int, int, str, str, int)
-def vm_disksaveas(
-    request: Request, vm_id: int, disk_id: int, name: str, kind: str, _snapshot_id: int
-) -> Reply:
+def vm_disksaveas(request: Request, vm_id: int, disk_id: int, name: str, kind: str, _snapshot_id: int) -> Reply:
     """Save a disk as a new image"""
     world = request.world
     vm = request.vm(vm_id, Right.MANAGE)
@@ -212,7 +212,7 @@ def vm_disksaveas(
     image = add_image(
         world,
         name,
-        int(disk["SIZE"]),
+        _size_of(disk),
         kind or (source.type if source else "OS"),
         int(disk["DATASTORE_ID"]),
         request.user,
@@ -236,7 +236,8 @@ def vm_schedadd(request: Request, vm_id: int, text: str) -> Reply:
     vm = request.vm(vm_id, Right.MANAGE)
     wanted = read_template(text, Refusal.INTERNAL).vector("SCHED_ACTION") or {}
     when = wanted.get("TIME", "0")
-    time = request.world.now() + int(when[1:]) if when[:1] == "+" and when[1:].isdigit() else when
+    ahead = whole(when[1:]) if when.startswith("+") else None
+    time = when if ahead is None else request.world.now() + ahead
     number = len(vm.scheduled)
     facts = {"ID": number, "PARENT_ID": vm_id, "TYPE": "VM", "ACTION": wanted.get("ACTION", ""), "ARGS": ""}
     facts |= {"TIME": time, "REPEAT": -1, "DAYS": "", "END_TYPE": -1, "END_VALUE": -1, "DONE": -1}
@@ -254,9 +255,6 @@ def vm_updateconf(request: Request, vm_id: int, text: str, append: int) -> Reply
         vm.template.pop("OS")
     for name, value in given:
         if isinstance(value, dict):
-            value = {
-                key: entry.upper() if entry.lower() in ("yes", "no") else entry
-                for key, entry in value.items()
-            }
+            value = {key: entry.upper() if entry.lower() in ("yes", "no") else entry for key, entry in value.items()}
         vm.template.set(name, value)
     return vm_id

@@ -7,13 +7,14 @@ Does not check rights; `permissions` does before.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from ipaddress import AddressValueError, IPv4Address
+from itertools import chain
 from typing import Final
 
 from backends.opennebula.standin.errors import Refusal
 from backends.opennebula.standin.machine import ImageState
 from backends.opennebula.standin.state import AddressRange, Image, Network, Vm, World
-from backends.opennebula.standin.template import Template, Vector
+from backends.opennebula.standin.template import Template, Vector, whole
 
 _CONTEXT_OF_NIC: Final = (
     "DNS",
@@ -45,7 +46,8 @@ _FROM_CONTEXT: Final = {"DNS", "GATEWAY", "IP", "MAC"}
 def find_image(world: World, disk: Vector, uid: int) -> Image | None:
     """The image a DISK names by id, or by a name its owner gave it; None for a volatile disk."""
     if "IMAGE_ID" in disk:
-        image = world.images.get(int(disk["IMAGE_ID"])) if disk["IMAGE_ID"].isdigit() else None
+        number = whole(disk["IMAGE_ID"])
+        image = world.images.get(number) if number is not None else None
         if image is None:
             raise Refusal(Refusal.INTERNAL, f"Image with ID: {disk['IMAGE_ID']} does not exist")
         return image
@@ -64,7 +66,8 @@ def find_image(world: World, disk: Vector, uid: int) -> Image | None:
 
 def find_network(world: World, nic: Vector, uid: int) -> Network:
     if "NETWORK_ID" in nic:
-        network = world.networks.get(int(nic["NETWORK_ID"])) if nic["NETWORK_ID"].isdigit() else None
+        number = whole(nic["NETWORK_ID"])
+        network = world.networks.get(number) if number is not None else None
         if network is None:
             raise Refusal(Refusal.INTERNAL, f"Virtual network with ID: {nic['NETWORK_ID']} does not exist")
         return network
@@ -80,9 +83,9 @@ def find_network(world: World, nic: Vector, uid: int) -> Network:
 
 
 def _owner(world: World, vector: Vector, what: str, uid: int) -> int:
-    named = vector.get(f"{what}_UID", "")
-    if named.isdigit():
-        return int(named)
+    named = whole(vector.get(f"{what}_UID", ""))
+    if named is not None:
+        return named
     user = world.users.named(vector.get(f"{what}_UNAME", ""))
     return user.id if user is not None else uid
 
@@ -131,9 +134,7 @@ def build_disk(world: World, vm_id: int, disk: Vector, disk_id: int, image: Imag
     return built
 
 
-def build_nic(
-    vm_id: int, nic: Vector, nic_id: int, network: Network, lease_code: int = Refusal.INTERNAL
-) -> Vector:
+def build_nic(vm_id: int, nic: Vector, nic_id: int, network: Network, lease_code: int = Refusal.INTERNAL) -> Vector:
     """A NIC as it stands in the VM, with a lease taken for it; `lease_code` is what having none is called."""
     address_range, index = _free_lease(network, nic.get("IP"), lease_code)
     address_range.leases[index] = vm_id
@@ -166,8 +167,8 @@ def build_nic(
 
 def _free_lease(network: Network, wanted_ip: str | None, code: int) -> tuple[AddressRange, int]:
     for address_range in network.ranges:
-        order = [*range(address_range.next_index, address_range.size), *range(address_range.next_index)]
-        for index in order:
+        first = address_range.next_index
+        for index in chain(range(first, address_range.size), range(first)):
             if index in address_range.leases:
                 continue
             if wanted_ip is None or (address_range.ip and ip_at(address_range, index) == wanted_ip):
@@ -187,12 +188,15 @@ def mac_at(address_range: AddressRange, index: int) -> str:
 def make_range(number: int, wanted: Vector) -> AddressRange:
     """An address range; the MAC follows from the first IP, as the daemon does it."""
     ip = wanted.get("IP", "")
-    start = int(IPv4Address(ip)) if ip else 0xC2960CB2 + (number << 8)
+    size = whole(wanted.get("SIZE", "1"))
+    try:
+        start = int(IPv4Address(ip)) if ip else 0xC2960CB2 + (number << 8)
+    except AddressValueError:
+        size = None
+    if not size or start + size > 1 << 32:
+        raise Refusal(Refusal.INTERNAL, "Wrong IP, MAC or SIZE in the address range")
     mac = "02:00:" + ":".join(f"{start >> shift & 0xFF:02x}" for shift in (24, 16, 8, 0))
-    size = int(wanted.get("SIZE", "1"))
-    return AddressRange(
-        id=number, type=wanted.get("TYPE", "IP4"), ip=ip, mac=wanted.get("MAC", mac), size=size
-    )
+    return AddressRange(id=number, type=wanted.get("TYPE", "IP4"), ip=ip, mac=mac, size=size)
 
 
 def refresh_derived(template: Template) -> None:

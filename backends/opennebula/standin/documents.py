@@ -32,9 +32,7 @@ from backends.opennebula.standin.template import Template, cdata, plain
 _PERMISSION_NAMES: Final = tuple(f"{who}_{what}" for who in ("OWNER", "GROUP", "OTHER") for what in "UMA")
 _IMAGE_TYPES: Final = {"OS": 0, "CDROM": 1, "DATABLOCK": 2, "KERNEL": 3, "RAMDISK": 4, "CONTEXT": 5}
 _DATASTORE_TYPES: Final = {"IMAGE_DS": 0, "SYSTEM_DS": 1, "FILE_DS": 2}
-_NO_QUOTAS: Final = (
-    "<DATASTORE_QUOTA></DATASTORE_QUOTA><NETWORK_QUOTA></NETWORK_QUOTA>{vm}<IMAGE_QUOTA></IMAGE_QUOTA>"
-)
+_NO_QUOTAS: Final = "<DATASTORE_QUOTA></DATASTORE_QUOTA><NETWORK_QUOTA></NETWORK_QUOTA>{vm}<IMAGE_QUOTA></IMAGE_QUOTA>"
 
 
 def permissions(bits: Permissions) -> str:
@@ -164,7 +162,8 @@ def network(world: World, item: Network, *, in_pool: bool) -> str:
         f"<VNET>{owner(world, item)}{permissions(item.permissions)}{ids('CLUSTERS', item.clusters)}"
         f"<BRIDGE>{cdata(template.get('BRIDGE'))}</BRIDGE>"
         f"<BRIDGE_TYPE>{cdata(template.get('BRIDGE_TYPE'))}</BRIDGE_TYPE>"
-        f"<STATE>{cdata('1' if item.ready else '2')}</STATE><PREV_STATE>{cdata('1' if item.ready else '0')}</PREV_STATE>"
+        f"<STATE>{cdata('1' if item.ready else '2')}</STATE>"
+        f"<PREV_STATE>{cdata('1' if item.ready else '0')}</PREV_STATE>"
         f"<PARENT_NETWORK_ID/><TEMPLATE_ID/><VN_MAD>{cdata(template.get('VN_MAD'))}</VN_MAD>"
         "<PHYDEV/><VLAN_ID/><OUTER_VLAN_ID/><VLAN_ID_AUTOMATIC>0</VLAN_ID_AUTOMATIC>"
         "<OUTER_VLAN_ID_AUTOMATIC>0</OUTER_VLAN_ID_AUTOMATIC>"
@@ -179,9 +178,7 @@ def _range(item: AddressRange, in_pool: bool) -> str:
     facts |= {"SHARED": "NO", "SIZE": str(item.size), "TYPE": item.type}
     if in_pool and item.leases == {} and item.next_index:
         facts = {"ALLOCATED": ""} | facts
-    inner = "".join(
-        f"<{name}>{cdata(value)}</{name}>" for name, value in facts.items() if value or name == "ALLOCATED"
-    )
+    inner = "".join(f"<{name}>{cdata(value)}</{name}>" for name, value in facts.items() if value or name == "ALLOCATED")
     if in_pool:
         return f"<AR>{inner}</AR>"
     inner += f"<MAC_END>{cdata(mac_at(item, item.size - 1))}</MAC_END>"

@@ -44,9 +44,7 @@ def decode_call(body: bytes) -> Call:
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise _not_a_call(f"Call is not valid XML.  {error}") from error
     if root.tag != "methodCall":
-        raise _not_a_call(
-            f"XML-RPC call should be a <methodCall> element.  Instead, we have a <{root.tag}> element."
-        )
+        raise _not_a_call(f"XML-RPC call should be a <methodCall> element.  Instead, we have a <{root.tag}> element.")
     name = root.findtext("methodName")
     if name is None:
         raise _not_a_call("No <methodName> in the call.")
@@ -128,21 +126,16 @@ def encode_value(value: Value) -> str:
         return f"<value><string>{escape(value)}</string></value>"
     if isinstance(value, Mapping):
         members = (
-            f"<member><name>{escape(key)}</name>\r\n{encode_value(entry)}</member>\r\n"
-            for key, entry in value.items()
+            f"<member><name>{escape(key)}</name>\r\n{encode_value(entry)}</member>\r\n" for key, entry in value.items()
         )
         return "<value><struct>\r\n" + "".join(members) + "</struct></value>"
     return (
-        "<value><array><data>\r\n"
-        + "".join(f"{encode_value(item)}\r\n" for item in value)
-        + "</data></array></value>"
+        "<value><array><data>\r\n" + "".join(f"{encode_value(item)}\r\n" for item in value) + "</data></array></value>"
     )
 
 
 def _response(lines: Iterable[str]) -> bytes:
-    text = "\r\n".join(
-        ('<?xml version="1.0" encoding="UTF-8"?>', "<methodResponse>", *lines, "</methodResponse>", "")
-    )
+    text = "\r\n".join(('<?xml version="1.0" encoding="UTF-8"?>', "<methodResponse>", *lines, "</methodResponse>", ""))
     return text.encode()
 
 

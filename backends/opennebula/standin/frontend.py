@@ -6,6 +6,7 @@ Invariant: whatever the parameters, `call` returns an answer or raises a `Fault`
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -19,6 +20,8 @@ from backends.opennebula.standin.lifecycle import Asker, Lifecycle
 from backends.opennebula.standin.registry import METHODS, Deferred, Reply
 from backends.opennebula.standin.scheduler import Scheduler
 from backends.opennebula.standin.state import KINDS, Owned, Pool, T, User, Vm, World
+
+_log = logging.getLogger(__name__)
 
 
 class _Capabilities(NamedTuple):
@@ -84,6 +87,9 @@ class FrontEnd:
             reply = method.handler(request, *arguments)
         except Refusal as refusal:
             return refused(name, refusal)
+        except Exception as error:  # a mistake of ours must not cost the caller the connection
+            _log.exception("%s%r", name, params[1:])
+            raise Fault(Fault.INTERNAL, f"Unexpected error executing {name}") from error
         return reply if isinstance(reply, Deferred) else accepted(reply)
 
     # The library's own methods; they ask for no session.
@@ -162,7 +168,7 @@ class Request:
             raise Refusal(Refusal.NO_EXISTS, f"Error getting {KINDS[pool.kind]} {which}.", object_id)
         return item
 
-    def owned(self, pool: Pool[permissions.O], object_id: int, right: permissions.Right) -> permissions.O:
+    def owned(self, pool: Pool[permissions.OwnedT], object_id: int, right: permissions.Right) -> permissions.OwnedT:
         """The object, if it is there and the caller has this right on it."""
         item = self.find(pool, object_id)
         self.authorize(item, pool.kind, right)
@@ -185,9 +191,7 @@ class Request:
         vm = self.owned(self.world.vms, vm_id, right)
         if vm.lock is not None and right is not permissions.Right.USE:
             what = (
-                f"VM is locked. [{vm_id}]"
-                if self.is_admin
-                else f"Not authorized to perform {right.name} VM [{vm_id}]"
+                f"VM is locked. [{vm_id}]" if self.is_admin else f"Not authorized to perform {right.name} VM [{vm_id}]"
             )
             raise Refusal(Refusal.AUTHORIZATION, f"User [{self.user.id}] : {what}.")
         return vm

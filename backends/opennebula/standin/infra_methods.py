@@ -20,9 +20,7 @@ _HOST_NAME_MAX = 64
 _ENABLE, _DISABLE, _OFFLINE = 0, 1, 2
 
 
-def write_template(
-    template: Template, given: Template, append: int, kept: frozenset[str] = frozenset()
-) -> Template:
+def write_template(template: Template, given: Template, append: int, kept: frozenset[str] = frozenset()) -> Template:
     """What an update leaves: appended to, or replaced but for what is kept."""
     if append not in (0, 1):
         raise Refusal(Refusal.API, "Wrong update type")
@@ -152,9 +150,7 @@ def cluster_allocate(request: Request, name: str) -> Reply:
     request.admin_only("CREATE CLUSTER")
     taken = request.world.clusters.named(name)
     if taken is not None:
-        raise Refusal(
-            Refusal.ALLOCATE, f"Error allocating a new cluster. NAME is already taken by CLUSTER {taken.id}."
-        )
+        raise Refusal(Refusal.ALLOCATE, f"Error allocating a new cluster. NAME is already taken by CLUSTER {taken.id}.")
     return add_cluster(request.world, name).id
 
 

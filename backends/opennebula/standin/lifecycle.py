@@ -340,9 +340,7 @@ class Lifecycle:
         host.token += 1
         host.heard_of = True
         host.state = HostState.ERROR
-        host.template.set(
-            "ERROR", self.world.dated(f" : Error monitoring Host {host.name} ({host.id}): {reason}")
-        )
+        host.template.set("ERROR", self.world.dated(f" : Error monitoring Host {host.name} ({host.id}): {reason}"))
         for vm_id in host.vms:
             vm = self.world.vms[vm_id]
             if vm.place == RUNNING:

@@ -19,7 +19,7 @@ class Right(IntEnum):
     ADMIN = 2
 
 
-O = TypeVar("O", bound=Owned)  # noqa: E741
+OwnedT = TypeVar("OwnedT", bound=Owned)
 
 LABELS: Final[Mapping[str, str]] = {
     "vm": "VM",
@@ -40,6 +40,4 @@ def allowed(user: User, item: Owned, kind: str, right: Right) -> bool:
     if is_admin(user) or (right is Right.USE and kind in _OPEN):
         return True
     bits = item.permissions.bits
-    return bool(
-        (item.uid == user.id and bits[right]) or (item.gid == user.gid and bits[3 + right]) or bits[6 + right]
-    )
+    return bool((item.uid == user.id and bits[right]) or (item.gid == user.gid and bits[3 + right]) or bits[6 + right])

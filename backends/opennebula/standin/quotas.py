@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Final
 
 from backends.opennebula.standin.errors import Refusal
@@ -78,9 +79,10 @@ def read_limits(vector: Vector) -> dict[str, float]:
     limits: dict[str, float] = {}
     for name in QUOTA_NAMES:
         try:
-            limits[name] = float(vector.get(name, "-1"))
+            limit = float(vector.get(name, "-1"))
         except ValueError:
-            limits[name] = 0
+            limit = 0
+        limits[name] = limit if isfinite(limit) else 0
     return limits
 
 
@@ -94,11 +96,7 @@ def check(world: World, caller: User, owner: User, group: Group, amounts: dict[s
     ):
         for name in _CHECKED:
             limit = (holder.quota or {}).get(name, -1)
-            if (
-                limit >= 0
-                and amounts.get(name, 0) > 0
-                and used.used.get(name, 0) + amounts[name] > limit + 1e-9
-            ):
+            if limit >= 0 and amounts.get(name, 0) > 0 and used.used.get(name, 0) + amounts[name] > limit + 1e-9:
                 text = str(int(limit)) if limit == int(limit) else f"{limit:g}"
                 raise Refusal(
                     Refusal.AUTHORIZATION,

@@ -63,7 +63,7 @@ class Scheduler:
         wanted = vm.user_template.get("SCHED_REQUIREMENTS")
         try:
             hosts = [host for host in hosts if not wanted or _Requirement(wanted, host).holds()]
-        except RequirementError:
+        except (RequirementError, RecursionError):
             own = vm.template.get("AUTOMATIC_REQUIREMENTS")
             return self._explain(
                 vm,
@@ -79,9 +79,7 @@ class Scheduler:
             return self._explain(vm, f"[HOST] Not enough {'MEMORY' if memory else 'CPU'} on hosts: {names}")
         fitting = [host for host in fitting if self.world.system_datastores(host.cluster_id)]
         if not fitting:
-            return self._explain(
-                vm, "[DS] Unavailable datastores: 0[DS] No datastores matched the VM requirements"
-            )
+            return self._explain(vm, "[DS] Unavailable datastores: 0[DS] No datastores matched the VM requirements")
         # Spread: the fewest VMs first, the newest host among equals.
         host = min(fitting, key=lambda host: (len(host.vms), -host.id))
         vm.user_template.pop("SCHED_MESSAGE")
@@ -143,9 +141,7 @@ class _Requirement:
         operator, value = self._next(), self._next()
         if not token.isidentifier() or operator not in ("=", "!=", ">", "<"):
             raise RequirementError
-        return self._compare(
-            self._facts.get(token, self._host.template.get(token)), operator, value.strip('"')
-        )
+        return self._compare(self._facts.get(token, self._host.template.get(token)), operator, value.strip('"'))
 
     @staticmethod
     def _compare(have: str, operator: str, want: str) -> bool:

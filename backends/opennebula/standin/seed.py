@@ -54,9 +54,7 @@ def add_cluster(world: World, name: str) -> Cluster:
     return world.clusters.put(Cluster(id=world.clusters.next_id, name=name))
 
 
-def add_datastore(
-    world: World, name: str, kind: str, clusters: Iterable[str], ds_id: int | None = None
-) -> Datastore:
+def add_datastore(world: World, name: str, kind: str, clusters: Iterable[str], ds_id: int | None = None) -> Datastore:
     """A datastore on the dummy drivers; a system one is larger, as the recorded ones were."""
     system = kind == "SYSTEM_DS"
     facts = {
@@ -174,6 +172,8 @@ def add_network(world: World, given: Template, owner: User, clusters: set[int]) 
             given.set(key, value)
     wanted = given.vectors("AR")
     given.pop("AR")
+    for number, vector in enumerate(wanted):
+        devices.make_range(number, vector)  # refuse now what cannot be made later
     network = world.networks.put(
         Network(
             id=world.networks.next_id,
@@ -232,9 +232,7 @@ def fill(front: FrontEnd) -> None:
     for name in config.clusters:
         add_cluster(world, name)
     everywhere = ["default", *config.clusters]
-    for ds_id, (name, kind) in enumerate(
-        (("system", "SYSTEM_DS"), ("default", "IMAGE_DS"), ("files", "FILE_DS"))
-    ):
+    for ds_id, (name, kind) in enumerate((("system", "SYSTEM_DS"), ("default", "IMAGE_DS"), ("files", "FILE_DS"))):
         add_datastore(world, name, kind, everywhere, ds_id)
     for store in config.datastores:
         add_datastore(world, store.name, store.type, store.clusters)
@@ -277,9 +275,7 @@ def _configured_store(world: World, config: StandinConfig) -> None:
         owner, store = _owner(world, entry.owner), world.datastores.named(entry.datastore)
         if store is None:
             raise ValueError(f"image {entry.name}: no datastore {entry.datastore!r}")
-        image = add_image(
-            world, entry.name, entry.size_mb, entry.type, store.id, owner, persistent=entry.persistent
-        )
+        image = add_image(world, entry.name, entry.size_mb, entry.type, store.id, owner, persistent=entry.persistent)
         image.state = ImageState.READY
         image.permissions.bits[6] = int(entry.public)
     for wanted in config.networks:
@@ -292,9 +288,7 @@ def _configured_store(world: World, config: StandinConfig) -> None:
         make_ready(network)
         network.permissions.bits[6] = int(wanted.public)
     for template in config.templates:
-        made = add_vm_template(
-            world, template.name, parse_template(template.text), _owner(world, template.owner)
-        )
+        made = add_vm_template(world, template.name, parse_template(template.text), _owner(world, template.owner))
         made.permissions.bits[6] = int(template.public)
 
 

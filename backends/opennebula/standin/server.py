@@ -68,9 +68,7 @@ class Server:
         self.faults = faults
         self.record = record
         self.config: StandinConfig = front.config
-        self.listener = socket.create_server(
-            (self.config.listen_host, self.config.listen_port), backlog=_BACKLOG
-        )
+        self.listener = socket.create_server((self.config.listen_host, self.config.listen_port), backlog=_BACKLOG)
         self.listener.setblocking(False)
         self._served: set[asyncio.Task[None]] = set()
 
@@ -197,9 +195,7 @@ class Server:
             missing -= len(part)
         return b"".join(parts)
 
-    async def _serve_call(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes
-    ) -> None:
+    async def _serve_call(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
         try:
             call = decode_call(body)
         except Fault as fault:
@@ -212,17 +208,12 @@ class Server:
         writer.write(_message(200, await self._answer(call)))
 
     async def _answer(self, call: Call, outcome: str | None = None) -> bytes:
-        latency = self.config.call_latency.get(call.method, self.config.default_call_latency)
-        refuse = outcome == FaultKind.AUTH_REFUSED
         try:
-            if latency and not refuse:
-                reply = self.front.call(call.method, call.params) if _is_staged(call) else None
-                await asyncio.sleep(latency)
-            else:
-                reply = None
-            if reply is None:
-                reply = self.front.call(call.method, call.params, refuse_session=refuse)
-            value = self.front.finish(call.method, reply) if isinstance(reply, Deferred) else reply
+            refuse = outcome == FaultKind.AUTH_REFUSED
+            value = self.front.call(call.method, call.params, refuse_session=refuse)
+            await asyncio.sleep(self.config.call_latency.get(call.method, self.config.default_call_latency))
+            if isinstance(value, Deferred):
+                value = self.front.finish(call.method, value)
         except Fault as fault:
             self._note(call, outcome or str(fault.code))
             return encode_fault(fault)
@@ -268,20 +259,13 @@ class Server:
                 writer.write(whole[: len(whole) - len(answer) // 2])
 
 
-def _is_staged(call: Call) -> bool:
-    """Whether the checks come before the latency and the effect after it."""
-    return call.method in ("one.vm.deploy", "one.vm.action")
-
-
 def _outcome(value: Value) -> str:
     if isinstance(value, list) and value and isinstance(value[0], bool) and len(value) in (3, 5):
         return "true" if value[0] else str(value[2])
     return "other"
 
 
-def _message(
-    status: int, body: bytes, kind: str = "text/xml; charset=utf-8", more: tuple[str, ...] = ()
-) -> bytes:
+def _message(status: int, body: bytes, kind: str = "text/xml; charset=utf-8", more: tuple[str, ...] = ()) -> bytes:
     headers = (
         *more,
         f"Content-type: {kind}",

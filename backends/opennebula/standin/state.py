@@ -131,7 +131,7 @@ class Host:
             if text.endswith("%"):
                 return int(total * (1 - float(text[:-1]) / 100))
             return total - int(text) if text and self.reported else total
-        except ValueError:
+        except (ValueError, OverflowError):
             return total
 
 
@@ -326,6 +326,4 @@ class World:
 
     def system_datastores(self, cluster_id: int) -> list[int]:
         cluster = self.clusters[cluster_id]
-        return sorted(
-            ds for ds in cluster.datastores if ds in self.datastores and self.datastores[ds].is_system
-        )
+        return sorted(ds for ds in cluster.datastores if ds in self.datastores and self.datastores[ds].is_system)

@@ -12,6 +12,7 @@ from backends.opennebula.standin.frontend import Request
 from backends.opennebula.standin.permissions import Right
 from backends.opennebula.standin.registry import Reply, method
 from backends.opennebula.standin.seed import add_image, add_network, add_range, add_vm_template
+from backends.opennebula.standin.template import whole
 from backends.opennebula.standin.vm_methods import allocate, read_template, selected
 
 
@@ -22,13 +23,11 @@ def image_allocate(request: Request, text: str, datastore_id: int, _no_check: bo
     given = read_template(text, Refusal.INTERNAL)
     datastore = request.find(world.datastores, datastore_id)
     what = "Error allocating a new image."
-    size = given.get("SIZE")
-    if not size.isdigit() and not given.get("PATH"):
+    size = whole(given.get("SIZE"))
+    if size is None and not given.get("PATH"):
         raise Refusal(Refusal.INTERNAL, "Cannot parse image SIZE: Wrong number or missing SIZE attribute.")
     if datastore.is_system:
-        raise Refusal(
-            Refusal.ALLOCATE, f"{what} New images can only be allocated in a files or image datastore."
-        )
+        raise Refusal(Refusal.ALLOCATE, f"{what} New images can only be allocated in a files or image datastore.")
     name = given.get("NAME")
     for image in world.images.values():
         if image.name == name and image.uid == request.user.id:
@@ -36,7 +35,7 @@ def image_allocate(request: Request, text: str, datastore_id: int, _no_check: bo
     image = add_image(
         world,
         name,
-        int(size) if size.isdigit() else 1024,
+        size or 1024,
         given.get("TYPE", "OS"),
         datastore_id,
         request.user,
@@ -91,9 +90,7 @@ def vn_info(request: Request, network_id: int, _decrypt: bool) -> Reply:
 def vnpool_info(request: Request, who: int, start: int, end: int) -> Reply:
     """Retrieve information for all or part of the virtual networks"""
     found = selected(request, request.world.networks.newest_first(), "network", who, start, end)
-    return documents.pool(
-        "VNET_POOL", (documents.network(request.world, item, in_pool=True) for item in found)
-    )
+    return documents.pool("VNET_POOL", (documents.network(request.world, item, in_pool=True) for item in found))
 
 
 @method("one.vn.add_ar", int, str)

@@ -23,6 +23,7 @@ _SPACE: Final = re.compile(r"[ \t]*")
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _LINE: Final = re.compile(r"[^\n]*")
 _ITEM: Final = re.compile(r"[^,\]\n]*")
+_DIGITS_MAX: Final = 18
 _ESCAPED: Final = re.compile(r'\\(["\\])')
 # An internal entity is the client's own business, an external one is never fetched.
 _PARSER: Final = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=True)
@@ -30,6 +31,11 @@ _PARSER: Final = etree.XMLParser(resolve_entities=False, no_network=True, huge_t
 
 class TemplateError(ValueError):
     """The text is no template; the message is the daemon's."""
+
+
+def whole(text: str) -> int | None:
+    """A whole number not below zero; None for anything else, and for what no field could hold."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX else None
 
 
 def cdata(text: str) -> str:
@@ -112,9 +118,7 @@ class Template:
         parts: list[str] = []
         for name in sorted(self._values):
             for value in self._values[name]:
-                parts.append(
-                    f"<{name}>{_vector_xml(value) if isinstance(value, dict) else cdata(value)}</{name}>"
-                )
+                parts.append(f"<{name}>{_vector_xml(value) if isinstance(value, dict) else cdata(value)}</{name}>")
         return "".join(parts)
 
 
@@ -134,15 +138,20 @@ def _parse_xml(text: str) -> Template:
     except etree.XMLSyntaxError as error:
         raise TemplateError("Parse error: XML Template malformed.") from error
     template = Template()
-    for child in root:
-        if not isinstance(child.tag, str):
-            continue
-        inner = [item for item in child if isinstance(item.tag, str)]
+    for child in root.iterchildren("*"):
+        inner = list(child.iterchildren("*"))
         if inner:
-            template.add(child.tag.upper(), {str(item.tag).upper(): item.text or "" for item in inner})
+            template.add(_xml_name(child), {_xml_name(item): item.text or "" for item in inner})
         else:
-            template.add(child.tag.upper(), child.text or "")
+            template.add(_xml_name(child), child.text or "")
     return template
+
+
+def _xml_name(element: etree._Element) -> str:
+    name = etree.QName(element).localname
+    if not _NAME.fullmatch(name):
+        raise TemplateError("Parse error: XML Template malformed.")
+    return name.upper()
 
 
 def _parse_text(text: str) -> Template:

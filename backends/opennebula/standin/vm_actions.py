@@ -39,7 +39,8 @@ from backends.opennebula.standin.machine import (
 from backends.opennebula.standin.permissions import Right
 from backends.opennebula.standin.registry import Deferred, Reply, method
 from backends.opennebula.standin.state import Host, Vm
-from backends.opennebula.standin.template import TemplateError, parse_template
+from backends.opennebula.standin.template import TemplateError, parse_template, whole
+from backends.opennebula.standin.vm_methods import is_positive
 
 _ADMIN_ACTIONS: Final = frozenset({"resched", "unresched"})
 _RESIZABLE: Final = WAITING | {POWEROFF, RUNNING}
@@ -81,9 +82,7 @@ def _act(request: Request, vm: Vm, name: str, route: Route) -> None:
 
 
 @method("one.vm.deploy", int, int, optional=(False, -1, ""))
-def vm_deploy(
-    request: Request, vm_id: int, host_id: int, enforce: bool, datastore_id: int, _extra: str
-) -> Reply:
+def vm_deploy(request: Request, vm_id: int, host_id: int, enforce: bool, datastore_id: int, _extra: str) -> Reply:
     """Deploy a Virtual Machine"""
     world = request.world
     vm = request.find(world.vms, vm_id)
@@ -122,9 +121,7 @@ def _target_datastore(request: Request, host: Host, datastore_id: int) -> int:
     available = request.world.system_datastores(host.cluster_id)
     if datastore_id == -1:
         if not available:
-            raise Refusal(
-                Refusal.ACTION, f"cluster [{host.cluster_id}] does not have any datastore of type SYSTEM_DS."
-            )
+            raise Refusal(Refusal.ACTION, f"cluster [{host.cluster_id}] does not have any datastore of type SYSTEM_DS.")
         return available[0]
     if datastore_id not in available:
         raise Refusal(
@@ -197,12 +194,10 @@ def _capacity(text: str) -> dict[str, str]:
         given = parse_template(text)
     except TemplateError:
         return {}
-    wanted = {name: given.get(name) for name in ("CPU", "MEMORY", "VCPU") if name in given}
-    return {
-        name: value
-        for name, value in wanted.items()
-        if value.replace(".", "", 1).isdigit() and float(value) > 0
-    }
+    wanted = {name: value for name in ("MEMORY", "VCPU") if whole(value := given.get(name))}
+    if is_positive(given.get("CPU")):
+        wanted["CPU"] = given.get("CPU")
+    return wanted
 
 
 def _check_quota(request: Request, vm: Vm, wanted: dict[str, str]) -> None:

@@ -101,11 +101,7 @@ def vm_digest(world: World, item: Vm) -> str:
 
 
 def _short(tag: str, vector: Vector, names: tuple[str, ...]) -> str:
-    return (
-        f"<{tag}>"
-        + "".join(f"<{name}>{cdata(vector.get(name, ''))}</{name}>" for name in names)
-        + f"</{tag}>"
-    )
+    return f"<{tag}>" + "".join(f"<{name}>{cdata(vector.get(name, ''))}</{name}>" for name in names) + f"</{tag}>"
 
 
 def _digest_monitoring(monitoring: Template) -> str:
@@ -118,9 +114,7 @@ def _digest_monitoring(monitoring: Template) -> str:
 def _digest_user(template: Template) -> str:
     if not template:
         return "<USER_TEMPLATE/>"
-    known = "".join(
-        f"<{name}>{cdata(template.get(name))}</{name}>" for name in _DIGEST_USER if name in template
-    )
+    known = "".join(f"<{name}>{cdata(template.get(name))}</{name}>" for name in _DIGEST_USER if name in template)
     return f"<USER_TEMPLATE>{known}</USER_TEMPLATE>"
 
 

@@ -13,10 +13,10 @@ from backends.opennebula.standin import devices, quotas, vm_documents
 from backends.opennebula.standin.errors import Refusal
 from backends.opennebula.standin.frontend import Request
 from backends.opennebula.standin.machine import HOLD, PENDING, State
-from backends.opennebula.standin.permissions import O, Right, allowed
+from backends.opennebula.standin.permissions import OwnedT, Right, allowed
 from backends.opennebula.standin.registry import Reply, method
 from backends.opennebula.standin.state import Lock, Owned, User, Vm, World
-from backends.opennebula.standin.template import Template, TemplateError, parse_template
+from backends.opennebula.standin.template import Template, TemplateError, parse_template, whole
 
 # What the daemon keeps under TEMPLATE; everything else is the user's.
 _DEVICES: Final = frozenset(
@@ -29,6 +29,7 @@ _DEVICES: Final = frozenset(
 _RESTRICTED: Final = frozenset({"CPU_COST", "MEMORY_COST", "DISK_COST", "EMULATOR", "USER_PRIORITY"})
 _BAD_IN_NAME: Final = "&|:;\\/'#{}$<>\"`"
 _NAME_MAX: Final = 128
+_CPU_MAX: Final = 1e12
 _LAST_STATE: Final = 11
 
 
@@ -48,23 +49,19 @@ def read_template(text: str, code: int) -> Template:
         raise Refusal(code, str(error)) from error
 
 
-def _is_positive_int(text: str) -> bool:
-    return text.isascii() and text.isdigit() and int(text) > 0
-
-
-def _is_positive(text: str) -> bool:
+def is_positive(text: str) -> bool:
     try:
-        return 0 < float(text) < float("inf")
+        return 0 < float(text) < _CPU_MAX
     except ValueError:
         return False
 
 
 def _check_capacity(template: Template) -> None:
-    if not _is_positive_int(template.get("MEMORY")):
+    if not whole(template.get("MEMORY")):
         raise Refusal(Refusal.INTERNAL, "MEMORY attribute must be a positive integer value.")
-    if not _is_positive(template.get("CPU")):
+    if not is_positive(template.get("CPU")):
         raise Refusal(Refusal.INTERNAL, "CPU attribute must be a positive float or integer value.")
-    if "VCPU" in template and not _is_positive_int(template.get("VCPU")):
+    if "VCPU" in template and not whole(template.get("VCPU")):
         raise Refusal(Refusal.INTERNAL, "VCPU attribute must be a positive integer value.")
 
 
@@ -162,7 +159,7 @@ def vm_monitoring(request: Request, vm_id: int) -> Reply:
 # Pools
 
 
-def selected(request: Request, items: Iterable[O], kind: str, who: int, start: int, end: int) -> list[O]:
+def selected(request: Request, items: Iterable[OwnedT], kind: str, who: int, start: int, end: int) -> list[OwnedT]:
     """The members of a pool, newest first, that a filter flag and a range of ids or a page leave."""
     if who < -4:
         raise Refusal(Refusal.API, "Incorrect filter_flag")
@@ -214,21 +211,17 @@ def vmpool_infoextended(request: Request, who: int, start: int, end: int, state:
 @method("one.vmpool.infoset", str, bool)
 def vmpool_infoset(request: Request, ids: str, extended: bool) -> Reply:
     """Retrieve information for a set of Virtual Machines"""
-    wanted = {int(part) for part in ids.split(",") if part.strip().isdigit()}
+    wanted = {whole(part.strip()) for part in ids.split(",")}
     vms = (vm for vm in request.world.vms.newest_first() if vm.id in wanted)
     document = vm_documents.vm_extended if extended else vm_documents.vm_digest
-    return vm_documents.vm_pool(
-        document(request.world, vm) for vm in selected(request, vms, "vm", -2, -1, -1)
-    )
+    return vm_documents.vm_pool(document(request.world, vm) for vm in selected(request, vms, "vm", -2, -1, -1))
 
 
 @method("one.vmpool.monitoring", int, optional=(-1,))
 def vmpool_monitoring(request: Request, who: int, _seconds: int) -> Reply:
     """Retrieve the monitoring of all or part of the Virtual Machines"""
     found = _vms(request, who, -1, -1, -1, "")
-    return (
-        "<MONITORING_DATA>" + "".join(vm_documents.vm_monitoring(vm) for vm in found) + "</MONITORING_DATA>"
-    )
+    return "<MONITORING_DATA>" + "".join(vm_documents.vm_monitoring(vm) for vm in found) + "</MONITORING_DATA>"
 
 
 # What is written about a VM
@@ -285,9 +278,7 @@ def vm_chown(request: Request, vm_id: int, uid: int, gid: int) -> Reply:
 def vm_chmod(request: Request, vm_id: int, *bits: int) -> Reply:
     """Change the permissions of a Virtual Machine"""
     vm = request.vm(vm_id, Right.MANAGE)
-    vm.permissions.bits = [
-        old if new == -1 else new for old, new in zip(vm.permissions.bits, bits, strict=True)
-    ]
+    vm.permissions.bits = [old if new == -1 else new for old, new in zip(vm.permissions.bits, bits, strict=True)]
     return vm_id
 
 
@@ -295,9 +286,7 @@ def vm_chmod(request: Request, vm_id: int, *bits: int) -> Reply:
 def vm_lock(request: Request, vm_id: int, level: int, _test: bool) -> Reply:
     """Lock a Virtual Machine"""
     vm = request.owned(request.world.vms, vm_id, Right.MANAGE)
-    vm.lock = Lock(
-        level=level, owner=request.user.id, time=request.world.now(), request_id=request.request_id
-    )
+    vm.lock = Lock(level=level, owner=request.user.id, time=request.world.now(), request_id=request.request_id)
     return vm_id
 
 
