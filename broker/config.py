@@ -210,8 +210,10 @@ def _pool(table: Table, name: str, backend: Callable[[str], BackendFactory]) -> 
     kind = table.text("backend")
     retry, breaker = table.table("retry"), table.table("breaker")
     placements = {"pack": Placement.PACK, "spread": Placement.SPREAD, "one-per-host": Placement.ONE_PER_HOST}
-    default_duration = table.length("default_duration", "1d")
     max_duration = table.length("max_duration", "14d")
+    default_duration = table.length("default_duration", "1d")
+    if "default_duration" not in table.values and default_duration and max_duration:
+        default_duration = min(default_duration, max_duration)
     common = PoolSettings(
         name=name,
         backend=kind,
@@ -243,7 +245,7 @@ def _pool(table: Table, name: str, backend: Callable[[str], BackendFactory]) -> 
     if common.retry.initial > common.retry.maximum:
         retry.bad("initial", f"is longer than maximum ({common.retry.maximum:g} s)")
     if max_duration is not None and (default_duration is None or default_duration > max_duration):
-        table.bad("default_duration", f"is longer than max_duration ({max_duration})")
+        table.bad("default_duration", "is longer than max_duration")
     return _with_backend(common, table, backend)
 
 
@@ -252,18 +254,18 @@ def _with_backend(pool: PoolSettings, table: Table, find: Callable[[str], Backen
     known = list(table.read)
     if not pool.backend:
         if "backend" not in table.values:
-            table.bad("backend", f"is missing; one of {', '.join(registry.names()) or 'none is installed'}")
-        return pool
+            table.bad("backend", f"is missing; there are: {', '.join(registry.names()) or 'none'}")
+        return _misspelt(pool, table, known)
     try:
         factory = find(pool.backend)
     except LookupError as error:
         table.bad("backend", f"{error.args[0]}{did_you_mean(pool.backend, registry.names())}")
-        return pool
+        return _misspelt(pool, table, known)
     except ImportError as error:
         library = (error.name or str(error)).partition(".")[0]
         package = PACKAGES.get(library, library)
         table.bad("backend", f"{pool.backend} needs {library}, which is not installed: pip install {package}")
-        return pool
+        return _misspelt(pool, table, known)
     own = table.unread()
     shared = _heeded(factory, own, {key: table.values[key] for key in SHARED if key in table.values})
     for problem in factory.check({**own, **shared}):
@@ -272,9 +274,15 @@ def _with_backend(pool: PoolSettings, table: Table, find: Callable[[str], Backen
     return replace(pool, backend_settings=MappingProxyType({**own, **shared}))
 
 
-def _heeded(
-    factory: BackendFactory, own: Mapping[str, object], given: dict[str, object]
-) -> dict[str, object]:
+def _misspelt(pool: PoolSettings, table: Table, known: list[str]) -> PoolSettings:
+    """Without its backend, only keys that look like one of the broker's are surely wrong."""
+    for key in table.unread():
+        if hint := did_you_mean(key, known):
+            table.bad(key, f"is no key here{hint}")
+    return pool
+
+
+def _heeded(factory: BackendFactory, own: Mapping[str, object], given: dict[str, object]) -> dict[str, object]:
     """Those of the broker's own keys that a backend has, too: it takes them at a value surely good."""
     problems = {problem.key for problem in factory.check({**own, **{key: SHARED[key] for key in given}})}
     return {key: value for key, value in given.items() if key not in problems}

@@ -19,6 +19,7 @@ from workspacebroker.v1 import workspace_service_pb2 as calls_pb
 
 from broker.api import names
 from broker.api.digest import request_digest
+from broker.api.enums import STATES_IN
 from broker.api.fields import Problems, keyed, nearest, shown
 from broker.api.limits import DEFAULT_PAGE_SIZE
 from broker.api.offered import MESSAGE, NOT_OFFERED, refuse_not_offered
@@ -39,7 +40,6 @@ from broker.core.requests import (
     WatchRequest,
 )
 
-STATES: Final[Mapping[int, State]] = {pb.Workspace.State.Value(f"STATE_{state}"): state for state in State}
 TERMS_PATHS: Final = ("terms.duration", "terms.open_ended", "terms.end_action")
 UPDATE_PATHS: Final = ("display_name", "labels", *TERMS_PATHS)
 
@@ -155,9 +155,7 @@ def update_request(message: calls_pb.UpdateWorkspaceRequest) -> UpdateRequest:
     paths = _update_paths(problems, message.update_mask, asked)
     display_name, labels, duration, end_action = "", dict[str, str](), None, EndAction.TERMINATE
     if "display_name" in paths:
-        display_name = problems.text(
-            "workspace.display_name", asked.display_name, problems.limits.display_name
-        )
+        display_name = problems.text("workspace.display_name", asked.display_name, problems.limits.display_name)
     if "labels" in paths:
         labels = problems.labels("workspace.labels", asked.labels)
     if "terms.duration" in paths:
@@ -202,8 +200,7 @@ def _update_paths(problems: Problems, mask: FieldMask, asked: pb.Workspace) -> f
             problems.add(
                 at,
                 FieldReason.UNKNOWN_VALUE,
-                f"{shown(path)} cannot be changed; one of {', '.join(UPDATE_PATHS)}"
-                f"{nearest(path, UPDATE_PATHS)}",
+                f"{shown(path)} cannot be changed; one of {', '.join(UPDATE_PATHS)}{nearest(path, UPDATE_PATHS)}",
             )
     return frozenset(paths)
 
@@ -322,5 +319,5 @@ def _page(problems: Problems, message: _Paged, tokens: PageTokens) -> Page:
 
 def _states(problems: Problems, numbers: Sequence[int]) -> frozenset[State]:
     kept = problems.few("states", numbers, 64, "states")
-    known = [problems.choice(f"states[{index}]", number, STATES, None) for index, number in enumerate(kept)]
+    known = [problems.choice(f"states[{index}]", number, STATES_IN, None) for index, number in enumerate(kept)]
     return frozenset(state for state in known if state is not None)

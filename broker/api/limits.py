@@ -33,9 +33,7 @@ class Limits:
     label_key: int = field(default=63, metadata={"says": "characters of a label's key"})
     label_value: int = field(default=256, metadata={"says": "characters of a label's value"})
     parameters: int = field(default=64, metadata={"says": "scheduler parameters of a workspace"})
-    parameter_text: int = field(
-        default=4 * KIB, metadata={"says": "characters of one text in a parameter's value"}
-    )
+    parameter_text: int = field(default=4 * KIB, metadata={"says": "characters of one text in a parameter's value"})
     parameter_list: int = field(default=64, metadata={"says": "texts in a parameter's value"})
     name: int = field(
         default=128,
@@ -43,12 +41,8 @@ class Limits:
     )
     display_name: int = field(default=256, metadata={"says": "characters of a display name"})
     device: int = field(default=64, metadata={"says": "characters of a device's or an interface's name"})
-    request_id: int = field(
-        default=64, metadata={"says": "characters of a request id or an etag, all printable ASCII"}
-    )
-    if_pool_generations: int = field(
-        default=1_000, metadata={"says": "pools whose generation a request insists on"}
-    )
+    request_id: int = field(default=64, metadata={"says": "characters of a request id or an etag, all printable ASCII"})
+    if_pool_generations: int = field(default=1_000, metadata={"says": "pools whose generation a request insists on"})
     uids: int = field(default=1_000, metadata={"says": "uids a list is restricted to"})
     page_size: int = field(default=1_000, metadata={"says": "resources of a page; 0 means 100"})
     page_token: int = field(default=2 * KIB, metadata={"says": "characters of a page token"})

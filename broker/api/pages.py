@@ -40,9 +40,7 @@ class PageTokens:
         if not token:
             return ""
         if len(token) > LIMITS.page_token:
-            raise _bad(
-                path, FieldReason.TOO_LONG, f"has {len(token)} characters; at most {LIMITS.page_token}"
-            )
+            raise _bad(path, FieldReason.TOO_LONG, f"has {len(token)} characters; at most {LIMITS.page_token}")
         try:
             raw = b64decode(token + "=" * (-len(token) % 4), altchars="-_", validate=True)
         except (NotBase64, ValueError):

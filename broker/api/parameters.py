@@ -1,4 +1,4 @@
-"""Scheduler parameters as a request gives them: a key and a value of one of seven kinds.
+"""Typed values, in and out: scheduler parameters and attributes, each of one of seven kinds.
 
 Which keys and kinds a pool understands is asked of pools, later; here a value is only kept whole and bounded.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import cast
 
 from workspacebroker.v1 import resources_pb2 as pb
 
 from broker.api import times
 from broker.api.fields import Problems, keyed, shown
 from broker.core.errors import FieldReason
+from broker.core.inventory import AttributeValue
 from broker.core.model import TypedValue, ValueKind
 
 
@@ -45,9 +47,7 @@ def read_optional(
     return tuple(kept)
 
 
-def _read_value(
-    problems: Problems, message: pb.ParameterValue, path: str, now: datetime
-) -> TypedValue | None:
+def _read_value(problems: Problems, message: pb.ParameterValue, path: str, now: datetime) -> TypedValue | None:
     limits = problems.limits
     match message.WhichOneof("kind"):
         case "string_value":
@@ -76,3 +76,33 @@ def _read_value(
         case _:
             problems.required(path, "has no value of a kind this broker knows")
     return None
+
+
+def render_value(typed: TypedValue) -> pb.ParameterValue:
+    """A parameter's value as a message."""
+    value = typed.value
+    match typed.kind:
+        case ValueKind.INT:
+            return pb.ParameterValue(int_value=cast(int, value))
+        case ValueKind.DOUBLE:
+            return pb.ParameterValue(double_value=cast(float, value))
+        case ValueKind.DURATION:
+            return pb.ParameterValue(duration_value=times.duration(timedelta(seconds=cast(float, value))))
+        case ValueKind.TIMESTAMP:
+            at = datetime.fromisoformat(cast(str, value))
+            return pb.ParameterValue(timestamp_value=times.timestamp(at))
+        case _:
+            return render_attribute(value)
+
+
+def render_attribute(value: AttributeValue) -> pb.ParameterValue:
+    """A value whose kind is that of its Python type; bool comes before int, which it is, too."""
+    if isinstance(value, str):
+        return pb.ParameterValue(string_value=value)
+    if isinstance(value, bool):
+        return pb.ParameterValue(bool_value=value)
+    if isinstance(value, int):
+        return pb.ParameterValue(int_value=value)
+    if isinstance(value, float):
+        return pb.ParameterValue(double_value=value)
+    return pb.ParameterValue(string_list=pb.StringList(values=value))

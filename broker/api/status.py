@@ -71,9 +71,7 @@ ROWS: Final[Mapping[Reason, Row]] = {
     Reason.GENERATION_MISMATCH: Row(grpc.StatusCode.ABORTED, (Detail.RESOURCE,), "after checking again"),
     Reason.NO_CAPACITY: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, (Detail.PLACEMENT, Detail.RETRY), "later"),
     Reason.NEVER_FITS: Row(grpc.StatusCode.FAILED_PRECONDITION, (Detail.PLACEMENT,), "no"),
-    Reason.QUOTA_EXCEEDED: Row(
-        grpc.StatusCode.RESOURCE_EXHAUSTED, (Detail.QUOTA,), "when something is given back"
-    ),
+    Reason.QUOTA_EXCEEDED: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, (Detail.QUOTA,), "when something is given back"),
     Reason.POOL_DRAINING: Row(grpc.StatusCode.FAILED_PRECONDITION, (Detail.RESOURCE,), "no"),
     Reason.HOST_IN_USE: Row(grpc.StatusCode.FAILED_PRECONDITION, (Detail.RESOURCE,), "no"),
     Reason.CAPABILITY_MISSING: Row(grpc.StatusCode.UNIMPLEMENTED, (Detail.RESOURCE,), "no"),
@@ -112,9 +110,7 @@ def grpc_status(error: BaseException) -> grpc.Status:
     return rpc_status.to_status(to_status(known))
 
 
-def unexpected(
-    error: BaseException, make_id: Callable[[], str] = lambda: secrets.token_hex(6)
-) -> BrokerError:
+def unexpected(error: BaseException, make_id: Callable[[], str] = lambda: secrets.token_hex(6)) -> BrokerError:
     """INTERNAL for an exception nobody foresaw: its text goes to the log, under an id the caller is given."""
     error_id = make_id()
     log.error("unexpected error error_id=%s type=%s", error_id, type(error).__name__, exc_info=error)
@@ -127,9 +123,7 @@ def unexpected(
 
 def failure_status(failure: Failure) -> status_pb2.Status:
     """The status of an error kept on a resource."""
-    return to_status(
-        BrokerError(failure.reason, failure.message, resource=failure.resource, metadata=failure.metadata)
-    )
+    return to_status(BrokerError(failure.reason, failure.message, resource=failure.resource, metadata=failure.metadata))
 
 
 def to_status(error: BrokerError) -> status_pb2.Status:

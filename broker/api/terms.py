@@ -6,24 +6,16 @@ past is named with the broker's time. The pool's default and longest duration ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Final
 
 from workspacebroker.v1 import resources_pb2 as pb
 
 from broker.api import times
+from broker.api.enums import END_ACTIONS_IN
 from broker.api.fields import Problems
 from broker.api.offered import refuse_not_offered
 from broker.core.errors import FieldReason
 from broker.core.model import EndAction, Terms
-
-END_ACTIONS: Final[Mapping[int, EndAction]] = {
-    pb.LeaseTerms.END_ACTION_UNSPECIFIED: EndAction.TERMINATE,
-    pb.LeaseTerms.END_ACTION_TERMINATE: EndAction.TERMINATE,
-    pb.LeaseTerms.END_ACTION_SUSPEND: EndAction.SUSPEND,
-    pb.LeaseTerms.END_ACTION_SAVE: EndAction.SAVE,
-}
 
 
 def read_terms(problems: Problems, message: pb.LeaseTerms, path: str, now: datetime) -> Terms:
@@ -61,7 +53,7 @@ def read_duration(problems: Problems, message: pb.LeaseTerms, path: str) -> time
 
 def read_end_action(problems: Problems, message: pb.LeaseTerms, path: str) -> EndAction:
     """The end action; unset is TERMINATE."""
-    return problems.choice(f"{path}.end_action", message.end_action, END_ACTIONS, EndAction.TERMINATE)
+    return problems.choice(f"{path}.end_action", message.end_action, END_ACTIONS_IN, EndAction.TERMINATE)
 
 
 def refuse_open_end(problems: Problems, message: pb.LeaseTerms, path: str, *excluded: str) -> None:
@@ -71,9 +63,7 @@ def refuse_open_end(problems: Problems, message: pb.LeaseTerms, path: str, *excl
             problems.add(f"{path}.open_ended", FieldReason.CONFLICT, f"excludes {name}")
 
 
-def _start(
-    problems: Problems, message: pb.LeaseTerms, path: str, name: str, now: datetime
-) -> datetime | None:
+def _start(problems: Problems, message: pb.LeaseTerms, path: str, name: str, now: datetime) -> datetime | None:
     if not message.HasField(name):
         return None
     at = problems.instant(f"{path}.{name}", getattr(message, name), now)

@@ -16,22 +16,16 @@ from typing import Final
 from workspacebroker.v1 import resources_pb2 as pb
 from workspacebroker.v1 import workspace_service_pb2 as calls_pb
 
+from broker.api.enums import PLACEMENTS_IN
 from broker.api.fields import Problems, keyed, nearest, shown
 from broker.api.limits import LIMITS, Limits
 from broker.api.offered import refuse_not_offered
 from broker.api.parameters import read_optional, read_parameters
 from broker.api.terms import read_terms
-from broker.core.demand import Placement
 from broker.core.errors import FieldReason
 from broker.core.model import Disk, EndAction, Nic, NodeSet, State
 from broker.core.requests import WorkspaceRequest
 
-PLACEMENTS: Final[Mapping[int, Placement | None]] = {
-    pb.NodeSet.PLACEMENT_UNSPECIFIED: None,
-    pb.NodeSet.PLACEMENT_PACK: Placement.PACK,
-    pb.NodeSet.PLACEMENT_SPREAD: Placement.SPREAD,
-    pb.NodeSet.PLACEMENT_ONE_PER_HOST: Placement.ONE_PER_HOST,
-}
 INITIAL_STATES: Final[Mapping[int, State]] = {
     pb.Workspace.STATE_UNSPECIFIED: State.RUNNING,
     pb.Workspace.STATE_RUNNING: State.RUNNING,
@@ -60,17 +54,13 @@ def workspace_request(
 class WorkspaceReader:
     """Reads a workspace part by part, noting problems; what it answers counts only if there are none."""
 
-    def __init__(
-        self, problems: Problems, *, instance_types: Mapping[str, Mapping[str, int]], now: datetime
-    ) -> None:
+    def __init__(self, problems: Problems, *, instance_types: Mapping[str, Mapping[str, int]], now: datetime) -> None:
         self.problems = problems
         self.limits = problems.limits
         self.instance_types = instance_types
         self.now = now
 
-    def enveloped(
-        self, message: calls_pb.CreateWorkspaceRequest | calls_pb.CheckPlacementRequest
-    ) -> WorkspaceRequest:
+    def enveloped(self, message: calls_pb.CreateWorkspaceRequest | calls_pb.CheckPlacementRequest) -> WorkspaceRequest:
         """The workspace in a request that must have one."""
         if message.HasField("workspace"):
             return self.workspace(message.workspace, "workspace")
@@ -83,9 +73,7 @@ class WorkspaceReader:
         refuse_not_offered(problems, "", message, path)
         terms = read_terms(problems, message.terms, f"{path}.terms", self.now)
         return WorkspaceRequest(
-            display_name=problems.text(
-                f"{path}.display_name", message.display_name, self.limits.display_name
-            ),
+            display_name=problems.text(f"{path}.display_name", message.display_name, self.limits.display_name),
             labels=problems.labels(f"{path}.labels", message.labels),
             pool=problems.identifier(f"{path}.pool", message.pool),
             node_sets=self.node_sets(message, path, terms.end_action),
@@ -154,7 +142,7 @@ class WorkspaceReader:
             nics=self.nics(message, f"{path}.nics"),
             disks=self.disks(message, f"{path}.disks"),
             host_selector=self.host_selector(message, f"{path}.host_selector"),
-            placement=problems.choice(f"{path}.placement", message.placement, PLACEMENTS, None),
+            placement=problems.choice(f"{path}.placement", message.placement, PLACEMENTS_IN, None),
             pool=problems.identifier(f"{path}.pool", message.pool),
             save_as=problems.name(f"{path}.save_as", message.save_as),
         )
@@ -197,8 +185,7 @@ class WorkspaceReader:
         problems, limits = self.problems, self.limits
         keys = problems.few(path, message.ssh_public_keys, limits.ssh_public_keys, "keys")
         return tuple(
-            problems.text(f"{path}[{at}]", key, limits.ssh_public_key, needed=True)
-            for at, key in enumerate(keys)
+            problems.text(f"{path}[{at}]", key, limits.ssh_public_key, needed=True) for at, key in enumerate(keys)
         )
 
     def nics(self, message: pb.NodeSet, path: str) -> tuple[Nic, ...]:
@@ -230,9 +217,7 @@ class WorkspaceReader:
             self.problems.add(path, FieldReason.BAD_CHARACTERS, f"{shown(text)} is no IPv4 or IPv6 address")
         else:
             if count > 1:
-                self.problems.add(
-                    path, FieldReason.CONFLICT, f"{text} can be one node's only, and count is {count}"
-                )
+                self.problems.add(path, FieldReason.CONFLICT, f"{text} can be one node's only, and count is {count}")
 
     def disks(self, message: pb.NodeSet, path: str) -> tuple[Disk, ...]:
         """Extra disks, each either from an image or blank."""
@@ -246,9 +231,7 @@ class WorkspaceReader:
             if not disk.image:
                 problems.whole(f"{at}.size_mib", disk.size_mib, 1, limits.amount, needed=True)
             elif disk.size_mib:
-                problems.add(
-                    f"{at}.size_mib", FieldReason.CONFLICT, "a disk from an image has the size of its image"
-                )
+                problems.add(f"{at}.size_mib", FieldReason.CONFLICT, "a disk from an image has the size of its image")
             found.append(
                 Disk(
                     image=problems.name(f"{at}.image", disk.image),
@@ -283,7 +266,6 @@ class WorkspaceReader:
             if not values:
                 problems.required(f"{at}.values", "is empty; one value at least")
             selector[key] = tuple(
-                problems.name(f"{at}.values[{place}]", value, needed=True)
-                for place, value in enumerate(values)
+                problems.name(f"{at}.values[{place}]", value, needed=True) for place, value in enumerate(values)
             )
         return selector

@@ -6,26 +6,21 @@ then the hosts nearest to fitting, all as codes and numbers without prose; Check
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from workspacebroker.v1 import errors_pb2
 from workspacebroker.v1 import resources_pb2 as pb
 
 from broker.api import names
+from broker.api.enums import CODES, OUTCOMES
 from broker.api.times import optional_timestamp
-from broker.core.answers import Outcome, Reason, ReasonCode, Verdict
+from broker.core.answers import Outcome, Reason, Verdict
 
 PLACEMENT_FAILURE_BYTES: Final = 4 * 1024
 REASONS_SHOWN: Final = 8
 _FRAME: Final = 4  # bytes of a message's tag and length inside another, at these sizes
 
-OUTCOMES: Final[Mapping[Outcome, pb.PlacementVerdict.Outcome]] = {
-    each: getattr(pb.PlacementVerdict, f"OUTCOME_{each}") for each in Outcome
-}
-CODES: Final[Mapping[ReasonCode, pb.PlacementVerdict.Reason.Code]] = {
-    each: getattr(pb.PlacementVerdict.Reason, f"CODE_{each}") for each in ReasonCode
-}
 _NEARNESS: Final = {Outcome.FITS: 0, Outcome.NOT_NOW: 1, Outcome.NEVER: 2}
 
 

@@ -112,9 +112,7 @@ def _of_set(nodes: NodeSet, path: str, pool: str) -> list[Reference]:
         if disk.image
     ]
     found += [
-        Reference(
-            path=f"{path}.nics[{at}].network", kind=ReferenceKind.NETWORK, name=nic.network, pools=pools
-        )
+        Reference(path=f"{path}.nics[{at}].network", kind=ReferenceKind.NETWORK, name=nic.network, pools=pools)
         for at, nic in enumerate(nodes.nics)
     ]
     return found
