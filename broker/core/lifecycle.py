@@ -120,7 +120,8 @@ TERMINATING    | end       | end          | end         | end       | harder | r
 final          | stray     | stray        | stray       | stray     | stray  | stray       | keep    | keep
 """
 
-# Who holds what, by state; "kept" and "released" tell a SUSPENDED or STOPPED node apart. Ends "once seen" to.
+# Who holds what. "kept" is every state from STARTING to SAVING; "released" a node that was seen to have let go.
+# What is held is given back when the node is seen gone, never when that is asked for.
 HOLDINGS = """
 state       | host | disk | addresses | quota
 PENDING     | -    | -    | -         | yes
@@ -137,7 +138,7 @@ INSTEAD = {State.PAUSED: Verb.UNPAUSE, State.SUSPENDED: Verb.RESUME, State.STOPP
 # Where a node goes on with what it had: planned anew if its capacity was released, and not after its lease.
 ONWARD = frozenset({(State.SUSPENDED, Verb.RESUME), (State.STOPPED, Verb.START)})
 
-# While a pool does not answer, these are accepted and done when it does; any other verb is BACKEND_UNREACHABLE.
+# While a pool does not answer these are accepted, and done when it does; all else is BACKEND_UNREACHABLE.
 ACCEPTED_UNREACHABLE = frozenset({Verb.UPDATE, Verb.TERMINATE})
 
 # The capability a pool must have for a verb, by name; with release, RELEASE as well.
@@ -186,7 +187,7 @@ class Do(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerbCell:
-    """One cell of the table of verbs, for one way of asking. `instead`: the verb that would do, if one would."""
+    """One cell of VERBS, for one way of asking. `instead`: the verb that would do, if one would."""
 
     answer: Answer
     to: State | None = None  # None with GO: the state stays
@@ -220,9 +221,7 @@ def parse(table: str) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
 
 
-_VERBS = {
-    (Verb(verb), State(state)): cell for state, row in parse(VERBS).items() for verb, cell in row.items()
-}
+_VERBS = {(Verb(verb), State(state)): cell for state, row in parse(VERBS).items() for verb, cell in row.items()}
 
 
 def ask(
@@ -309,8 +308,8 @@ def observe(
 ) -> Effect:
     """What an observation means for a node.
 
-    `first_start`: it has never been seen running. `wanted`: the workspace's initial state, where a first start
-    ends. `past_deadline`: of the transition under way. `back_to`: the state SAVING came from.
+    `first_start`: it has never been seen running. `wanted`: the workspace's initial state, in which a first
+    start ends. `past_deadline`: of the transition under way. `back_to`: the state SAVING came from.
     """
     first = first_start and state is State.STARTING
     effect = _EFFECTS["STARTING first" if first else _ROWS[state], seen]
@@ -329,8 +328,7 @@ def observe(
 
 
 _HOLDINGS = {
-    row: Holding(**{what: cell == "yes" for what, cell in cells.items()})
-    for row, cells in parse(HOLDINGS).items()
+    row: Holding(**{what: cell == "yes" for what, cell in cells.items()}) for row, cells in parse(HOLDINGS).items()
 }
 
 

@@ -1,6 +1,6 @@
 """The life cycle of a workspace as a whole: a verb on several nodes, and the one state that they make.
 
-A verb is accepted for all the nodes it is asked for, or for none; of transitions a workspace has one at a time.
+A verb is accepted for all the nodes it is asked for or for none, and a workspace has one transition at a time.
 The rules for one node stand in lifecycle.py; nothing here moves a node.
 """
 
@@ -57,6 +57,8 @@ def ask_workspace(
     if targets is None:
         targets = [node.index for node in workspace.nodes if not node.state.final]
     chosen = [nodes[index] for index in sorted(targets)]
+    if verb is Verb.UPDATE:  # of the whole: a node that ends does not keep the others from a longer lease
+        chosen = [node for node in chosen if node.state is not State.TERMINATING] or chosen
 
     def cell_of(state: State, released: bool) -> VerbCell:
         return ask(verb, state, force=force, release=release, released=released, lease_over=lease_over)
@@ -70,8 +72,8 @@ def ask_workspace(
     if all(cell.answer is Answer.ALREADY for _, cell in cells):
         return Asked(answer=Answer.ALREADY)
     if verb not in (Verb.TERMINATE, Verb.UPDATE):
-        # Before what is forbidden: until the transition is over nobody knows which verb would do. Where all that
-        # was asked for is ending there is nothing to wait for, and it is forbidden.
+        # Before what is forbidden: until the transition is over nobody knows which verb would do. Where all
+        # that was asked for is ending there is nothing to wait for, and it is forbidden.
         ending = all(node.state is State.TERMINATING or node.state.final for node in chosen)
         moving = next((node for node in workspace.nodes if node.state.moving), None)
         if not ending and (moving is not None or under_way):
@@ -94,9 +96,7 @@ def _under_way(verb: Verb, workspace: Workspace, moving: Node | None, step: str)
     )
 
 
-def _forbidden(
-    verb: Verb, workspace: Workspace, state: State, node: int | None, cell: VerbCell
-) -> BrokerError:
+def _forbidden(verb: Verb, workspace: Workspace, state: State, node: int | None, cell: VerbCell) -> BrokerError:
     if cell.instead is Verb.UPDATE:
         hint = "its lease is over: update it with a later end first"
     elif cell.instead is not None:
@@ -173,7 +173,7 @@ def _message(nodes: Sequence[Node], counts: Counter[State], state: State) -> str
     """Counts the nodes by state where they differ: "2 of 3 RUNNING, node 1 FAILED"."""
     if len(counts) < 2:
         return ""
-    parts = [f"{counts[state]} of {len(nodes)} {state}"]
+    parts = [f"{counts[state]} of {len(nodes)} {state}"] if counts[state] else []
     for other in sorted(counts.keys() - {state}, key=list(State).index):
         indexes = [str(node.index) for node in nodes if node.state is other]
         few = f"node{'s' * (len(indexes) > 1)} {', '.join(indexes)}"
