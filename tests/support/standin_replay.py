@@ -58,7 +58,7 @@ def request_bytes(row: Row, translation: Translation) -> bytes:
     body = row.request
     params = row.params
     if (
-        translation is not AS_RECORDED
+        not translation.changes_nothing
         and row.method is not None
         and params is not None
         and not any(mark in body for mark in _UNTRANSLATED)

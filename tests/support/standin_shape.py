@@ -1,9 +1,9 @@
 """Whether two answers have the same shape, and the same meaning where it can be told.
 
 Responsible for the comparison. Invariant: what `differences` leaves unmentioned is equal: HTTP status,
-kind of answer, types, codes, ids, the set of elements of each object with the type of each leaf, the
-state of VMs and hosts, capacities in use, the sequence of HISTORY. Texts, times and random figures are
-not compared.
+kind of answer, types, codes, ids, the elements of each object in their order with the type of each leaf,
+the state of VMs and hosts, capacities in use, the sequence of HISTORY, and the text of a refusal where
+nothing was translated. Times and random figures are not compared.
 """
 
 from __future__ import annotations
@@ -113,12 +113,19 @@ def differences(recorded: Answer, ours: Answer, translation: Translation, how: C
         return [f"types {recorded.tags} became {ours.tags}"]
     if recorded.code != ours.code:
         return [f"code {recorded.code} became {ours.code}: {ours.values[1:2]}"]
+    if recorded.kind == "false" and translation.changes_nothing and _said(recorded) != _said(ours):
+        return [f"message {_said(recorded)!r} became {_said(ours)!r}"]
     if recorded.kind == "true" and recorded.tags[1] == "i4" and how.id_kind:
         wanted = str(translation.id(how.id_kind, int(recorded.values[1])))
         return [] if wanted == ours.values[1] else [f"id {wanted} became {ours.values[1]}"]
     if recorded.kind == "true" and recorded.values[1].startswith("<"):
         return list(_document(recorded.values[1], ours.values[1], translation, how))
     return []
+
+
+def _said(answer: Answer) -> str:
+    """A refusal's text; the place of a syntax error in it is often garbage."""
+    return answer.values[1].partition(" at line ")[0]
 
 
 def _document(recorded: str, ours: str, translation: Translation, how: Comparison) -> Iterator[str]:
@@ -175,6 +182,8 @@ def _object(
         yield f"lacks {path} ({kind})"
     for path, kind in sorted(have - want):
         yield f"has {path} ({kind})"
+    if want == have and [one.tag for one in recorded.iter()] != [one.tag for one in ours.iter()]:
+        yield "its elements come in another order or number"
     yield from _compare(tag, _EQUAL, recorded, ours, how)
     for path in _SCALED.get(tag, ()):
         wanted, mine = recorded.findtext(path), ours.findtext(path)

@@ -72,6 +72,10 @@ class Translation:
     prefix: str = ""
     factor: int = 1
 
+    @property
+    def changes_nothing(self) -> bool:
+        return not self.shift and not self.prefix and self.factor == 1
+
     def id(self, kind: str, number: int) -> int:
         if number in _NOTHING.get(kind, {-1, 999, 99999}) or number < _FIRST_OWN.get(kind, 0):
             return number
