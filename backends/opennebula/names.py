@@ -9,7 +9,7 @@ the next inventory; a name that is not known is looked up once more before it is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from backends.base import BackendRejected
@@ -94,13 +94,13 @@ class Directory:
     def network_name(self, number: int, default: str) -> str:
         return self._networks.name_of(number, default) if self._networks else default
 
-    async def images(self, wanted: Iterable[str]) -> dict[str, Image]:
+    async def images(self, wanted: Collection[str]) -> dict[str, Image]:
         """The images of these names. Raises BackendRejected for one that is not there."""
         if self._images is None or any(self._images.find(name) is None for name in wanted):
             self._images = of_images(await self._front.images(), self._settings)
         return _found(self._images, wanted, "image")
 
-    async def networks(self, wanted: Iterable[str]) -> dict[str, Network]:
+    async def networks(self, wanted: Collection[str]) -> dict[str, Network]:
         """The networks of these names. Raises BackendRejected for one that is not there."""
         if self._networks is None or any(self._networks.find(name) is None for name in wanted):
             self._networks = of_networks(await self._front.networks(), self._settings)
@@ -115,7 +115,7 @@ class Directory:
         return self._hosts[name]
 
 
-def _found(names: Names[T], wanted: Iterable[str], kind: str) -> dict[str, T]:
+def _found(names: Names[T], wanted: Collection[str], kind: str) -> dict[str, T]:
     found: dict[str, T] = {}
     for name in wanted:
         thing = names.find(name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Final
 
@@ -24,10 +24,6 @@ from backends.opennebula.rpc import check_text
 # What the front-end refuses in a name; "/" and the quote are recorded, the others are of the same list.
 _NOT_IN_NAMES: Final = frozenset("&|:\\\";/'#{}$<>")
 _LONGEST_NAME: Final = 128
-
-FindImage = Callable[[str], Image]
-FindNetwork = Callable[[str], Network]
-"""A name of the broker's to what it stands for. Raise BackendRejected if there is none."""
 
 
 def check_name(name: str) -> str:
@@ -45,8 +41,8 @@ def cores(milli_cores: int) -> str:
     return f"{(Decimal(milli_cores) / 1000).normalize():f}"
 
 
-def build(spec: NodeSpec, parameters: Parameters, find_image: FindImage, find_network: FindNetwork) -> str:
-    """The template of a node. Raises BackendRejected for what OpenNebula cannot make.
+def build(spec: NodeSpec, parameters: Parameters, images: Mapping[str, Image], networks: Mapping[str, Network]) -> str:
+    """The template of a node, with what its images and networks stand for. Raises BackendRejected for what cannot be.
 
     With `opennebula:template`, this text is laid over that template: an attribute here takes the place of all
     attributes of that name there, so CONTEXT, DISK and NIC are written only if the request has something to
@@ -55,9 +51,9 @@ def build(spec: NodeSpec, parameters: Parameters, find_image: FindImage, find_ne
     root = etree.Element("TEMPLATE")
     _single(root, "NAME", check_name(spec.name))
     _capacity(root, spec, parameters)
-    _disks(root, spec, parameters, find_image)
+    _disks(root, spec, parameters, images)
     for nic in spec.nics:
-        _nic(root, nic, find_network)
+        _nic(root, nic, networks)
     _context(root, spec, parameters)
     if parameters.cpu_model:
         _vector(root, "CPU_MODEL", MODEL=parameters.cpu_model)
@@ -96,17 +92,17 @@ def _capacity(root: etree._Element, spec: NodeSpec, parameters: Parameters) -> N
     _single(root, "MEMORY", str(memory))
 
 
-def _disks(root: etree._Element, spec: NodeSpec, parameters: Parameters, find_image: FindImage) -> None:
+def _disks(root: etree._Element, spec: NodeSpec, parameters: Parameters, images: Mapping[str, Image]) -> None:
     """The boot disk gets what the other disks leave of the node's disk, but is never cut below its image."""
-    images = [find_image(disk.image) if disk.image else None for disk in spec.disks]
-    others = sum(image.size if image else disk.size_mib for image, disk in zip(images, spec.disks, strict=True))
+    extra = [images[disk.image] if disk.image else None for disk in spec.disks]
+    others = sum(image.size if image else disk.size_mib for image, disk in zip(extra, spec.disks, strict=True))
     boot = spec.amounts.get("disk", 0) - others
     if spec.image:
-        image = find_image(spec.image)
+        image = images[spec.image]
         _vector(root, "DISK", IMAGE_ID=str(image.image_id), SIZE=str(boot) if boot > image.size else "")
     elif boot > 0 and parameters.template is None:
         _vector(root, "DISK", **_blank(boot))
-    for found, disk in zip(images, spec.disks, strict=True):
+    for found, disk in zip(extra, spec.disks, strict=True):
         if found is None and disk.size_mib <= 0:
             raise BackendRejected("a disk needs an image or a size")
         origin = {"IMAGE_ID": str(found.image_id)} if found else _blank(disk.size_mib)
@@ -117,7 +113,7 @@ def _blank(size_mib: int) -> dict[str, str]:
     return {"TYPE": "fs", "FORMAT": "raw", "SIZE": str(size_mib)}
 
 
-def _nic(root: etree._Element, nic: NicSpec, find_network: FindNetwork) -> None:
+def _nic(root: etree._Element, nic: NicSpec, networks: Mapping[str, Network]) -> None:
     wanted: dict[str, str] = {}
     for address in nic.addresses:
         try:
@@ -127,7 +123,7 @@ def _nic(root: etree._Element, nic: NicSpec, find_network: FindNetwork) -> None:
         if key in wanted:
             raise BackendRejected(f"OpenNebula gives an interface one {key} address, not {', '.join(nic.addresses)}")
         wanted[key] = address
-    _vector(root, "NIC", NETWORK_ID=str(find_network(nic.network).network_id), NAME=nic.name, **wanted)
+    _vector(root, "NIC", NETWORK_ID=str(networks[nic.network].network_id), NAME=nic.name, **wanted)
 
 
 def _context(root: etree._Element, spec: NodeSpec, parameters: Parameters) -> None:

@@ -31,7 +31,7 @@ from backends.opennebula.frontend import FrontEnd
 from backends.opennebula.goals import GOALS, Look, Verdict, judge
 from backends.opennebula.names import Directory
 from backends.opennebula.rpc import Argument, Rpc
-from backends.opennebula.states import State
+from backends.opennebula.states import Lcm, State
 
 _RECOVER_RETRY: Final = 2
 _RECOVER_DELETE: Final = 3
@@ -94,9 +94,9 @@ class Verbs:
         if node.start_paused:
             raise BackendRejected("OpenNebula cannot start a VM paused: it has no such action")
         given = parameters.read(node.parameters)
-        images = await self._directory.images(filter(None, [node.image, *(disk.image for disk in node.disks)]))
-        networks = await self._directory.networks(nic.network for nic in node.nics)
-        text = template.build(node, given, images.__getitem__, networks.__getitem__)
+        images = await self._directory.images({node.image, *(disk.image for disk in node.disks)} - {""})
+        networks = await self._directory.networks({nic.network for nic in node.nics})
+        text = template.build(node, given, images, networks)
         try:
             # On hold, so that OpenNebula's scheduler leaves the VM to the deploy that follows.
             if given.template is None:
@@ -184,35 +184,25 @@ class Verbs:
         if vm is None:
             return call.backend_id
         for _ in range(2):  # the VM may move between the look and the call, once
-            seen = states.observation(vm.state, vm.lcm)
-            if seen is Observation.ABSENT or (vm.state == State.ACTIVE and vm.lcm in states.ENDING and not call.force):
-                return str(vm.vm_id)
-            if await self._ended(vm, seen, call.force):
+            if _is_ending(vm, call.force) or await self._ended(vm, call.force):
                 return str(vm.vm_id)
             vm = await self._known(vm.vm_id, call.node.identity)
         raise TransientBackendError(
-            f"OpenNebula ends VM {vm.vm_id} not while it is in {states.word(vm.state, vm.lcm)}: to be tried again once "
-            "it has settled, or with force"
+            f"OpenNebula ends no VM in {states.word(vm.state, vm.lcm)}: VM {vm.vm_id} is to be tried again once it "
+            "has settled, or with force"
         )
 
-    async def _ended(self, vm: Vm, seen: Observation, force: bool) -> bool:
+    async def _ended(self, vm: Vm, force: bool) -> bool:
         """Sends the call that ends a VM in its state; False if it was refused for that state."""
-        active = vm.state == State.ACTIVE
-        starting = active and vm.lcm in states.STARTING
-        # Both terminates are refused while a VM is on its way; recover(delete) is not. It asks no guest, so
-        # that it is for a VM that has none yet, and for whoever insists.
-        recover = starting or (active and force and seen is Observation.BUSY and vm.lcm != states.Lcm.CLEANUP_DELETE)
         try:
-            if recover:
+            if _takes_recover_only(vm, force):
                 await self._rpc.call_int("one.vm.recover", vm.vm_id, _RECOVER_DELETE)
             else:
                 await self._rpc.call_int("one.vm.action", ACTIONS[Step.TERMINATE][force], vm.vm_id)
         except RefusedByFrontEnd as refusal:
-            if refusal.code == Code.NO_EXISTS:
-                return True
-            if refusal.code != Code.ACTION:
+            if refusal.code not in (Code.NO_EXISTS, Code.ACTION):
                 raise
-            return False
+            return refusal.code == Code.NO_EXISTS
         return True
 
     async def _to_end(self, call: StepCall) -> Vm | None:
@@ -246,6 +236,24 @@ class Verbs:
 def oldest(vms: tuple[Vm, ...], identity: Identity) -> Vm | None:
     """The VM of an identity; of several the oldest, which has the lowest id."""
     return min((vm for vm in vms if vm.identity == identity), key=lambda vm: vm.vm_id, default=None)
+
+
+def _is_ending(vm: Vm, force: bool) -> bool:
+    """Gone, or on its way out; whoever insists is not content with a guest that was asked to shut down."""
+    if vm.state == State.ACTIVE:
+        return vm.lcm == Lcm.CLEANUP_DELETE or (vm.lcm in states.ENDING and not force)
+    return vm.state == State.DONE
+
+
+def _takes_recover_only(vm: Vm, force: bool) -> bool:
+    """Both terminates are refused while a VM is on its way or has failed there; recover(delete) never is.
+
+    It asks no guest, so it is for a VM that has none, and in the other states in between for whoever insists.
+    """
+    if vm.state != State.ACTIVE:
+        return False
+    seen = states.observation(vm.state, vm.lcm)
+    return vm.lcm in states.STARTING or seen is Observation.BROKEN or (force and seen is Observation.BUSY)
 
 
 def _same(vm: Vm, identity: Identity) -> Vm:
