@@ -157,9 +157,7 @@ class Pool:
             generation=self.generation,
         )
 
-    def room(
-        self, host: str, amounts: Mapping[str, int], start: datetime, end: datetime | None, now: datetime
-    ) -> str:
+    def room(self, host: str, amounts: Mapping[str, int], start: datetime, end: datetime | None, now: datetime) -> str:
         """Empty if a host (or the pool, POOL_ROW) has room for amounts over [start, end), else what lacks, in words."""
         if host == POOL_ROW:
             totals, foreign = self.pool_amounts()

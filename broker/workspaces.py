@@ -139,9 +139,7 @@ class Workspaces:
         wanted = request.workspace
         asked = self._asked(request.tenant, wanted)
         seen = snapshots(self._pools.values(), now)
-        answer = plan(
-            asked, seen, window(wanted, now), nearest_hosts=2**31 if request.include_hosts else HOSTS_SHOWN
-        )
+        answer = plan(asked, seen, window(wanted, now), nearest_hosts=2**31 if request.include_hosts else HOSTS_SHOWN)
         verdicts = answer.verdicts
         outcome = Outcome.FITS if isinstance(answer, Plan) else best_outcome(verdicts)
         if isinstance(answer, Plan):
@@ -192,9 +190,7 @@ class Workspaces:
         workspace_id = request.workspace_id or f"ws-{uid[:8]}"
         if self._book.find(request.tenant, workspace_id) is not None:
             name = f"tenants/{request.tenant}/workspaces/{workspace_id}"
-            raise BrokerError(
-                Reason.NAME_TAKEN, f"{name} is there already; choose another workspace_id", resource=name
-            )
+            raise BrokerError(Reason.NAME_TAKEN, f"{name} is there already; choose another workspace_id", resource=name)
         answer = plan(asked, snapshots(self._pools.values(), now), window(wanted, now))
         if not isinstance(answer, Plan):
             raise refused(answer, now, _described(wanted))
@@ -215,12 +211,8 @@ class Workspaces:
             if draft.state is State.RESERVED:
                 workspace = tx.put(draft)
             else:
-                workspace = begin(
-                    tx, self._pools, draft, {node.index: Action.CREATE for node in draft.nodes}, now
-                )
-            self._remember(
-                tx, request.tenant, "CreateWorkspace", request.request_id, request.digest, uid, now
-            )
+                workspace = begin(tx, self._pools, draft, {node.index: Action.CREATE for node in draft.nodes}, now)
+            self._remember(tx, request.tenant, "CreateWorkspace", request.request_id, request.digest, uid, now)
         await tx.durable()
         return workspace
 
@@ -237,9 +229,7 @@ class Workspaces:
         later = placed.start > now
         state = State.RESERVED if later else State.STARTING
         nodes = placed_nodes(placed, wanted.node_sets, snapshots(self._pools.values(), now), state)
-        shared = next(
-            (a.pool for a in placed.assignments if not wanted.node_sets[a.set_index].pool), wanted.pool
-        )
+        shared = next((a.pool for a in placed.assignments if not wanted.node_sets[a.set_index].pool), wanted.pool)
         known = {spec.key for node in nodes for spec in self._pools[node.pool].backend.parameter_specs}
         return Workspace(
             uid=uid,
@@ -290,9 +280,7 @@ class Workspaces:
     ) -> None:
         if request_id:
             tx.remember(
-                RequestRecord(
-                    tenant=tenant, method=method, request_id=request_id, digest=digest, uid=uid, time=now
-                )
+                RequestRecord(tenant=tenant, method=method, request_id=request_id, digest=digest, uid=uid, time=now)
             )
 
     # Quota
@@ -357,9 +345,7 @@ class Workspaces:
             now = self._clock.now()
             with self._book.transaction() as tx:
                 changed = self._verb(tx, verb, workspace, target.node_indexes, now, force, release, by)
-                self._remember(
-                    tx, target.tenant, method, target.request_id, target.digest, workspace.uid, now
-                )
+                self._remember(tx, target.tenant, method, target.request_id, target.digest, workspace.uid, now)
             await tx.durable()
             return changed
 
@@ -421,8 +407,7 @@ class Workspaces:
         """A transition that shows in no state."""
         tasks = self._book.tasks
         migrating = any(
-            (task := tasks.get((workspace.uid, node.index))) is not None
-            and task.action == Action.LIVE_MIGRATE
+            (task := tasks.get((workspace.uid, node.index))) is not None and task.action == Action.LIVE_MIGRATE
             for node in workspace.nodes
         )
         return "migrate" if migrating else ""
@@ -455,13 +440,10 @@ class Workspaces:
                     retry_after=pool.settings.breaker.probe_interval,
                 )
 
-    def _end_unbegun(
-        self, tx: Transaction, workspace: Workspace, indexes: set[int], now: datetime
-    ) -> Workspace:
+    def _end_unbegun(self, tx: Transaction, workspace: Workspace, indexes: set[int], now: datetime) -> Workspace:
         """Ends what was never begun: nothing of it is at a backend."""
         nodes = tuple(
-            replace(node, state=State.TERMINATED) if node.index in indexes else node
-            for node in workspace.nodes
+            replace(node, state=State.TERMINATED) if node.index in indexes else node for node in workspace.nodes
         )
         ended = all(node.state.final for node in nodes)
         return tx.put(
@@ -475,14 +457,10 @@ class Workspaces:
             )
         )
 
-    def _hosts_for_released(
-        self, workspace: Workspace, actions: Mapping[int, Action], now: datetime
-    ) -> dict[int, str]:
+    def _hosts_for_released(self, workspace: Workspace, actions: Mapping[int, Action], now: datetime) -> dict[int, str]:
         """Where nodes that gave their capacity back go on, placed together for the rest of the lease."""
         returning = [
-            index
-            for index, action in actions.items()
-            if action in (Action.RESUME_RELEASED, Action.START_RELEASED)
+            index for index, action in actions.items() if action in (Action.RESUME_RELEASED, Action.START_RELEASED)
         ]
         if not returning:
             return {}
@@ -497,14 +475,10 @@ class Workspaces:
             for node in nodes
             for each in node_again(workspace, node).sets
         )
-        answer = plan(
-            PlacementRequest(sets=sets), snapshots(self._pools.values(), now), rest_of_lease(workspace, now)
-        )
+        answer = plan(PlacementRequest(sets=sets), snapshots(self._pools.values(), now), rest_of_lease(workspace, now))
         if not isinstance(answer, Plan):
             raise refused(answer, now, f"{workspace.name}, which gave its capacity back,")
-        taken = tuple(
-            replace(node, released=False) if node.index in returning else node for node in workspace.nodes
-        )
+        taken = tuple(replace(node, released=False) if node.index in returning else node for node in workspace.nodes)
         self._check_quota(workspace.tenant, replace(workspace, nodes=taken), besides=workspace)
         return {
             index: assignment.hosts[0]
@@ -547,9 +521,7 @@ class Workspaces:
                     device=request.device,
                     terminate_after=request.terminate_after,
                 )
-                self._remember(
-                    tx, target.tenant, "SaveNode", target.request_id, target.digest, workspace.uid, now
-                )
+                self._remember(tx, target.tenant, "SaveNode", target.request_id, target.digest, workspace.uid, now)
             await tx.durable()
             return changed
 
@@ -558,9 +530,7 @@ class Workspaces:
     async def update(self, request: UpdateRequest) -> Workspace:
         """Changes what the mask names; a new end must be one the slots allow."""
         with self._book.call():
-            known = await self._answered(
-                request.tenant, "UpdateWorkspace", request.request_id, request.digest
-            )
+            known = await self._answered(request.tenant, "UpdateWorkspace", request.request_id, request.digest)
             if known is not None:
                 return known
             workspace = self._matching(request.tenant, request.workspace_id, request.etag)
@@ -606,18 +576,16 @@ class Workspaces:
         end = None if length is None else begin_time + length
         problem = ""
         reason = FieldReason.OUT_OF_RANGE
-        longest = min(
-            (pool.settings.max_duration for pool in pools if pool.settings.max_duration), default=None
-        )
+        longest = min((pool.settings.max_duration for pool in pools if pool.settings.max_duration), default=None)
         if end is not None and end <= now:
             reason = FieldReason.IN_THE_PAST
-            problem = f"would end the lease at {end.isoformat()}, and it is {now.isoformat()} here; to end it, terminate"
+            problem = (
+                f"would end the lease at {end.isoformat()}, and it is {now.isoformat()} here; to end it, terminate"
+            )
         elif longest is not None and (length is None or length > longest):
             problem = f"is more than the {longest} its pool allows"
         if problem:
-            raise FieldsInvalid(
-                [FieldViolation(path="workspace.terms.duration", reason=reason, message=problem)]
-            )
+            raise FieldsInvalid([FieldViolation(path="workspace.terms.duration", reason=reason, message=problem)])
         terms = replace(workspace.terms, duration=length, open_ended=length is None, deadline=None)
         changed = replace(workspace, terms=terms, end_time=end, notices=_without_ending(workspace))
         if workspace.end_time is not None and (end is None or end > workspace.end_time):
@@ -625,9 +593,7 @@ class Workspaces:
         self._check_quota(workspace.tenant, changed, besides=workspace)
         return changed
 
-    def _check_extension(
-        self, workspace: Workspace, start: datetime, end: datetime | None, now: datetime
-    ) -> None:
+    def _check_extension(self, workspace: Workspace, start: datetime, end: datetime | None, now: datetime) -> None:
         """Refuses an extension that would take what others were promised. Raises NO_CAPACITY."""
         wanted: defaultdict[tuple[str, str], defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         for node in workspace.nodes:

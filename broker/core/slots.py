@@ -13,7 +13,7 @@ host that left the inventory keeps its slots. It is not thread-safe: one writer 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
@@ -220,6 +220,11 @@ class SlotTable:
             return ()
         found = np.flatnonzero((self._row == row) & (self._start < INFINITY))
         return sorted((self._slot(int(at)) for at in found), key=lambda slot: (slot.start, slot.key))
+
+    def all(self) -> Iterator[Slot]:
+        """Yield every slot, in no order."""
+        for at in self._index.values():
+            yield self._slot(at)
 
     def of_workspace(self, uid: str) -> Sequence[Slot]:
         """Return what a workspace holds, by key."""

@@ -47,9 +47,7 @@ class Breaker:
             self._opened_at = self._clock.monotonic()
             self._pool.reachable.clear()
             self._metrics.pool_unreachable.labels(self._pool.name).inc()
-            log.warning(
-                "pool=%s state=UNREACHABLE failures=%d error=%s", self._pool.name, self._failures, error
-            )
+            log.warning("pool=%s state=UNREACHABLE failures=%d error=%s", self._pool.name, self._failures, error)
             self.on_change(None)
 
     def answered(self) -> None:

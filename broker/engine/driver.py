@@ -101,9 +101,7 @@ class Driver:
                 running.interrupt.set()  # something else is wanted now: a wait is cut short
         elif task is not None and task.step is not None:
             running = _Running()
-            running.job = asyncio.create_task(
-                self._work(key, running), name=f"{self.pool.name}/{key[0]}/{key[1]}"
-            )
+            running.job = asyncio.create_task(self._work(key, running), name=f"{self.pool.name}/{key[0]}/{key[1]}")
             self._running[key] = running
 
     async def stop(self) -> None:
@@ -158,9 +156,7 @@ class Driver:
                     await self._rejected(task, error, rounds, running.interrupt)
                 except OutcomeUnknown as error:
                     await self._unsure(task, error, running.interrupt)
-                except (
-                    BrokerError
-                ) as error:  # the store: nothing was changed, so the same again a little later
+                except BrokerError as error:  # the store: nothing was changed, so the same again a little later
                     log.error("pool=%s workspace=%s node=%d error=%s", self.pool.name, *key, error)
                     await self._clock.sleep(error.retry_after or 1.0)
         finally:
@@ -189,9 +185,7 @@ class Driver:
         backend_id = await self._retried(task, call.step, lambda: self.pool.backend.perform(call), interrupt)
         await self._advance(task, backend_id)
 
-    async def _leave_host(
-        self, task: Task, workspace: Workspace, node: Node, interrupt: asyncio.Event
-    ) -> None:
+    async def _leave_host(self, task: Task, workspace: Workspace, node: Node, interrupt: asyncio.Event) -> None:
         """A node that its first host could not start goes on at another once its VM is seen gone."""
         found = await self._retried(task, "find", lambda: self.find(workspace, node), interrupt)
         if found.observation is not Observation.ABSENT:
@@ -317,9 +311,7 @@ class Driver:
         if current is None or not same_transition(current, task):
             return
         retry = self.pool.settings.retry
-        pause = RetryPolicy(initial=retry.initial, maximum=retry.maximum).wait(
-            current.attempt, self._jitter()
-        )
+        pause = RetryPolicy(initial=retry.initial, maximum=retry.maximum).wait(current.attempt, self._jitter())
         log.warning(
             "unsure pool=%s workspace=%s node=%d step=%s attempt=%d error=%s",
             self.pool.name,
@@ -343,18 +335,14 @@ class Driver:
         await tx.durable()
         await interrupted_sleep(self._clock, pause, interrupt)
 
-    async def _rejected(
-        self, task: Task, error: BackendRejected, rounds: int, interrupt: asyncio.Event
-    ) -> None:
+    async def _rejected(self, task: Task, error: BackendRejected, rounds: int, interrupt: asyncio.Event) -> None:
         current = self._book.tasks.get(task.key)
         if current is None or not same_transition(current, task):
             return
         if current.action == Action.TERMINATE:
             # A refused end is asked for again, the harder way: it goes on until the VM is seen gone.
             with self._book.transaction() as tx:
-                tx.put_task(
-                    replace(current, force=True, attempt=current.attempt + 1, last_error=_failure(error))
-                )
+                tx.put_task(replace(current, force=True, attempt=current.attempt + 1, last_error=_failure(error)))
             await self._pause(current, error, rounds, interrupt)
         else:
             self._starts.failed(current, str(error), host_fault=error.host_fault)
@@ -385,9 +373,7 @@ class Driver:
         workspace = self._book.workspaces[task.uid]
         if any(notice.kind is NoticeKind.STUCK for notice in workspace.notices):
             return
-        notice = Notice(
-            kind=NoticeKind.STUCK, time=self._clock.now(), message=f"{task.action} keeps failing: {error}"
-        )
+        notice = Notice(kind=NoticeKind.STUCK, time=self._clock.now(), message=f"{task.action} keeps failing: {error}")
         with self._book.transaction() as tx:
             tx.put(replace(workspace, notices=(*workspace.notices, notice)))
 
@@ -399,6 +385,4 @@ def same_transition(one: Task, other: Task) -> bool:
 
 def _failure(error: BackendError) -> Failure:
     rejected = isinstance(error, BackendRejected)
-    return Failure(
-        reason=Reason.BACKEND_REJECTED if rejected else Reason.BACKEND_UNREACHABLE, message=str(error)
-    )
+    return Failure(reason=Reason.BACKEND_REJECTED if rejected else Reason.BACKEND_UNREACHABLE, message=str(error))

@@ -56,9 +56,7 @@ class Engine:
         self.work: dict[str, PoolWork] = {}
         for name, pool in pools.items():
             breaker = Breaker(pool, clock, metrics)
-            driver = Driver(
-                pool, book, clock, metrics, breaker, self.starts, broker_id=broker_id, jitter=jitter
-            )
+            driver = Driver(pool, book, clock, metrics, breaker, self.starts, broker_id=broker_id, jitter=jitter)
             observer = Observer(pool, book, clock, metrics, breaker, driver, self.starts)
             driver.on_accepted = observer.soon
             driver.on_gone = lambda key, seen, observer=observer: observer.apply({key: seen})  # type: ignore[misc]

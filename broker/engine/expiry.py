@@ -110,11 +110,7 @@ class Expiry:
             return None
         if any(notice.kind is NoticeKind.ENDING for notice in workspace.notices):
             return None
-        warnings = [
-            self._pools[node.pool].settings.end_warning
-            for node in workspace.nodes
-            if node.pool in self._pools
-        ]
+        warnings = [self._pools[node.pool].settings.end_warning for node in workspace.nodes if node.pool in self._pools]
         middle = workspace.start_time + (workspace.end_time - workspace.start_time) / 2
         return max(middle, workspace.end_time - timedelta(seconds=max(warnings, default=0.0)))
 
@@ -224,9 +220,7 @@ class Expiry:
     def try_waiting(self) -> None:
         """Room may have come free: workspaces that missed their start are tried again, the oldest first."""
         now = self._clock.now()
-        waiting = [
-            workspace for workspace in self._book.workspaces.values() if workspace.state is State.PENDING
-        ]
+        waiting = [workspace for workspace in self._book.workspaces.values() if workspace.state is State.PENDING]
         for workspace in sorted(waiting, key=lambda each: (each.start_time or each.create_time, each.uid)):
             try:
                 with self._book.transaction() as tx:
@@ -267,9 +261,7 @@ class Expiry:
                 tx,
                 self._pools,
                 workspace,
-                {index: following}
-                if saving
-                else {each: move for each, move in wanted.items() if move is following},
+                {index: following} if saving else {each: move for each, move in wanted.items() if move is following},
                 now,
                 cause=Cause.LEASE,
                 image_name=self._image_name(workspace, index) if saving else "",
@@ -286,9 +278,7 @@ class Expiry:
         return wanted.save_as if wanted.count == 1 else f"{wanted.save_as}-{index}"
 
     def _kept_after_end(self, live: list[Node]) -> timedelta:
-        return timedelta(
-            seconds=max((self._pools[node.pool].settings.keep_after_end for node in live), default=0.0)
-        )
+        return timedelta(seconds=max((self._pools[node.pool].settings.keep_after_end for node in live), default=0.0))
 
     def _ending_action(self, workspace: Workspace, node: Node) -> Action | None:
         """The next move of one node under SUSPEND or SAVE; None when nothing is left to do."""

@@ -15,9 +15,7 @@ def node_spec(workspace: Workspace, node: Node, identity: Identity) -> NodeSpec:
         host=node.host,
         amounts=wanted.amounts,
         image=wanted.image,
-        nics=tuple(
-            NicSpec(network=nic.network, name=nic.name, addresses=nic.addresses) for nic in wanted.nics
-        ),
+        nics=tuple(NicSpec(network=nic.network, name=nic.name, addresses=nic.addresses) for nic in wanted.nics),
         disks=tuple(
             DiskSpec(image=disk.image, size_mib=disk.size_mib, device=disk.device, read_only=disk.read_only)
             for disk in wanted.disks

@@ -97,9 +97,7 @@ class Observer:
             if refresh_due:
                 interval = self.pool.settings.refresh_interval
                 settled = not self._breaker.open and self.pool.inventory is not None
-                next_refresh = now + (
-                    interval if settled else min(interval, self.pool.settings.breaker.probe_interval)
-                )
+                next_refresh = now + (interval if settled else min(interval, self.pool.settings.breaker.probe_interval))
             if self._soon.is_set():
                 self._soon.clear()
                 pause = QUICKEST_ROUND
@@ -146,14 +144,8 @@ class Observer:
             seen.setdefault((observed.identity.workspace_uid, observed.identity.node_index), observed)
         self._keep_strays(nodes, seen)
         live = self._live()
-        missing = frozenset(
-            key for key in live if key not in seen and self._counts(key, asked) and self._made(key)
-        )
-        doubted = (
-            len(missing) > MANY_MISSING
-            and len(missing) * 10 > len(live)
-            and not missing <= self._missing_before
-        )
+        missing = frozenset(key for key in live if key not in seen and self._counts(key, asked) and self._made(key))
+        doubted = len(missing) > MANY_MISSING and len(missing) * 10 > len(live) and not missing <= self._missing_before
         self._missing_before = missing
         if not doubted:
             for key in missing:
@@ -161,9 +153,7 @@ class Observer:
                 node = workspace.nodes[key[1]]
                 found = await self._driver.call("find", lambda w=workspace, n=node: self._driver.find(w, n))  # type: ignore[misc]
                 seen[key] = found
-        changed = self.apply(
-            {key: each for key, each in seen.items() if key in live and self._counts(key, asked)}
-        )
+        changed = self.apply({key: each for key, each in seen.items() if key in live and self._counts(key, asked)})
         return changed
 
     def _live(self) -> set[NodeKey]:
@@ -193,9 +183,7 @@ class Observer:
         for observed in nodes:
             key = (observed.identity.workspace_uid, observed.identity.node_index)
             workspace = self._book.workspaces.get(key[0])
-            node = (
-                workspace.nodes[key[1]] if workspace is not None and key[1] < len(workspace.nodes) else None
-            )
+            node = workspace.nodes[key[1]] if workspace is not None and key[1] < len(workspace.nodes) else None
             owned = (
                 node is not None
                 and not node.state.final
@@ -207,9 +195,7 @@ class Observer:
                 known = self.pool.strays.get(observed.backend_id)
                 strays[observed.backend_id] = (observed, known[1] if known else now)
                 if known is None:
-                    log.warning(
-                        "pool=%s stray=%s workspace=%s node=%d", self.pool.name, observed.backend_id, *key
-                    )
+                    log.warning("pool=%s stray=%s workspace=%s node=%d", self.pool.name, observed.backend_id, *key)
         self.pool.strays = strays
 
     def apply(self, seen: dict[NodeKey, ObservedNode]) -> int:
@@ -248,12 +234,7 @@ class Observer:
                         later.append(lambda k=(uid, index): self._starts.terminate_node(k))  # type: ignore[misc]
                 if nodes != list(workspace.nodes):
                     written = write(tx, workspace, nodes, cause=cause, failure=failure, now=now)
-                    if (
-                        succeeded
-                        and failure is None
-                        and written.last_error is not None
-                        and not written.state.final
-                    ):
+                    if succeeded and failure is None and written.last_error is not None and not written.state.final:
                         written = tx.put(replace(written, last_error=None))
                     log.info(
                         "workspace=%s pool=%s state=%s revision=%d",
@@ -279,9 +260,9 @@ class Observer:
                 return Effect(do=Do.DONE, to=State.RUNNING)
             if word in (Seen.RUNNING, Seen.BUSY) and not self._late(task):
                 return Effect(do=Do.KEEP)
-        if task is not None and task.action == Action.MIGRATE and word is Seen.RUNNING:
-            if observed.host == node.target_host:
-                return Effect(do=Do.DONE, to=State.RUNNING)
+        moving = task is not None and task.action == Action.MIGRATE
+        if moving and word is Seen.RUNNING and observed.host == node.target_host:
+            return Effect(do=Do.DONE, to=State.RUNNING)
         if task is not None and task.action == Action.SAVE and word in (Seen.RUNNING, Seen.OFF):
             images = self.pool.inventory.images if self.pool.inventory is not None else None
             if any(image.name == task.image_name and image.ready for image in images or ()):
@@ -304,8 +285,7 @@ class Observer:
         """The node as it is after an observation."""
         absent = observed.observation is Observation.ABSENT
         nics = tuple(
-            SeenNic(network=nic.network, name=nic.name, addresses=nic.addresses, mac=nic.mac)
-            for nic in observed.nics
+            SeenNic(network=nic.network, name=nic.name, addresses=nic.addresses, mac=nic.mac) for nic in observed.nics
         )
         settled = node
         if not absent and (nics != node.nics or observed.backend_id != node.backend_id):
@@ -324,8 +304,7 @@ class Observer:
                     settled,
                     state=effect.to or node.state,
                     released=released and effect.to in (State.SUSPENDED, State.STOPPED),
-                    saved=node.saved
-                    or (task is not None and task.action == Action.SAVE and task.cause is Cause.LEASE),
+                    saved=node.saved or (task is not None and task.action == Action.SAVE and task.cause is Cause.LEASE),
                     host=host,
                     target_host="",
                     observe_time=now,
@@ -373,7 +352,7 @@ class Observer:
                     observe_time=now,
                     last_error=Failure(
                         reason=Reason.NODE_GONE,
-                        message=f"node {node.index} is gone: the backend has no VM {node.backend_id or 'of its identity'}",
+                        message=f"node {node.index} is gone: its backend has no VM {node.backend_id or 'of its identity'}",
                         resource=workspace.name,
                         metadata={"node": str(node.index), "backend_id": node.backend_id},
                     ),
@@ -404,9 +383,7 @@ class Observer:
                     task, observed.message or f"the VM is {observed.detail or 'broken'}", host_fault=True
                 )
             case Do.UNDO:
-                self._starts.failed(
-                    task, "it did not start in time", host_fault=False, reason=Reason.TASK_TIMEOUT
-                )
+                self._starts.failed(task, "it did not start in time", host_fault=False, reason=Reason.TASK_TIMEOUT)
             case Do.END_AGAIN | Do.END_HARDER | Do.REMOVE:
                 self._end_again(key, task, effect, observed)
             case Do.STUCK | Do.KEEP_TRYING | Do.STRAY:

@@ -35,9 +35,7 @@ class Starts:
         self._book = book
         self._clock = clock
 
-    def failed(
-        self, task: Task, message: str, *, host_fault: bool, reason: Reason = Reason.BACKEND_REJECTED
-    ) -> None:
+    def failed(self, task: Task, message: str, *, host_fault: bool, reason: Reason = Reason.BACKEND_REJECTED) -> None:
         """Decides about a task that will not succeed as it stands, in one transaction."""
         workspace = self._book.workspaces[task.uid]
         node = workspace.nodes[task.index]
@@ -47,9 +45,7 @@ class Starts:
             resource=workspace.name,
             metadata={"node": str(node.index), "pool": node.pool, "host": node.host, "step": task.step or ""},
         )
-        log.warning(
-            "workspace=%s node=%d action=%s failed: %s", workspace.name, node.index, task.action, message
-        )
+        log.warning("workspace=%s node=%d action=%s failed: %s", workspace.name, node.index, task.action, message)
         with self._book.transaction() as tx:
             if task.action != Action.CREATE:
                 self._verb_failed(tx, workspace, node, task, failure)
@@ -85,9 +81,7 @@ class Starts:
             failure=failure,
         )
 
-    def _verb_failed(
-        self, tx: Transaction, workspace: Workspace, node: Node, task: Task, failure: Failure
-    ) -> None:
+    def _verb_failed(self, tx: Transaction, workspace: Workspace, node: Node, task: Task, failure: Failure) -> None:
         """Back to where the node was; what it had given back stays given back."""
         nodes = list(workspace.nodes)
         nodes[node.index] = replace(
@@ -108,9 +102,7 @@ class Starts:
             return False
         now = self._clock.now()
         pool = self._pools[node.pool]
-        answer = plan(
-            node_again(workspace, node, exclude=tried), snapshots([pool], now), rest_of_lease(workspace, now)
-        )
+        answer = plan(node_again(workspace, node, exclude=tried), snapshots([pool], now), rest_of_lease(workspace, now))
         if not isinstance(answer, Plan):
             return False
         host = answer.assignments[0].hosts[0]
@@ -122,9 +114,7 @@ class Starts:
             nodes[node.index] = replace(node, target_host=host, failed_hosts=tried, last_error=failure)
         else:
             nodes[node.index] = replace(node, host=host, failed_hosts=tried, last_error=failure)
-        tx.put_task(
-            replace(task, steps=steps, position=0, attempt=1, unsure=False, force=True, last_error=failure)
-        )
+        tx.put_task(replace(task, steps=steps, position=0, attempt=1, unsure=False, force=True, last_error=failure))
         write(tx, workspace, nodes)
         log.info("workspace=%s node=%d moves from %s to %s", workspace.name, node.index, node.host, host)
         return True

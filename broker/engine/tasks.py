@@ -153,9 +153,7 @@ def write(
 ) -> Workspace:
     """Writes a workspace with changed nodes: its state, notices and times follow from them."""
     ended = [
-        node.state
-        for node, was in zip(nodes, workspace.nodes, strict=True)
-        if node.state.final and not was.state.final
+        node.state for node, was in zip(nodes, workspace.nodes, strict=True) if node.state.final and not was.state.final
     ]
     changed = replace(workspace, nodes=tuple(nodes), last_error=failure or workspace.last_error)
     summary = workspace_state(changed.nodes, started=workspace.started, last_end=ended[-1] if ended else None)

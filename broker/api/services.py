@@ -1,0 +1,425 @@
+"""The gRPC services: each call is read, handed to a use case, and its answer rendered. Nothing is decided here.
+
+Every refusal leaves as a google.rpc.Status with a reason; an exception nobody foresaw leaves as INTERNAL, without its
+text. A call that cannot be done in the time its caller gives it is refused before anything happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import wraps
+from typing import Any, Final, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+from workspacebroker.v1 import pool_service_pb2 as pools_pb
+from workspacebroker.v1 import pool_service_pb2_grpc as pools_grpc
+from workspacebroker.v1 import resources_pb2 as pb
+from workspacebroker.v1 import tenant_service_pb2 as tenants_pb
+from workspacebroker.v1 import tenant_service_pb2_grpc as tenants_grpc
+from workspacebroker.v1 import workspace_service_pb2 as calls_pb
+from workspacebroker.v1 import workspace_service_pb2_grpc as calls_grpc
+
+from broker.api import calls, names, render, render_pools
+from broker.api.enums import OUTCOMES, STATES
+from broker.api.pages import PageTokens
+from broker.api.status import grpc_status
+from broker.api.times import timestamp
+from broker.api.verdicts import verdict
+from broker.book import Book
+from broker.config import Settings
+from broker.core.clock import Clock
+from broker.core.errors import BrokerError, Reason
+from broker.core.lifecycle import Verb
+from broker.core.model import Workspace
+from broker.core.requests import ListRequest, Page
+from broker.core.whole import workspace_state
+from broker.engine.engine import Engine
+from broker.events import changes
+from broker.metrics import Metrics
+from broker.operators import Operators
+from broker.workspaces import Workspaces
+
+PAGE_BYTES: Final = 3 * 1024 * 1024
+"""A page ends early rather than pass this."""
+
+BOOKMARK_EVERY: Final = 5.0
+"""Seconds of quiet after which a watcher is told the revision."""
+
+LEAST_TIME: Final = 0.005
+"""Seconds a caller must leave a mutation to be made durable in."""
+
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Calls:
+    """What all calls share: whether the broker still takes any, and how long one may last."""
+
+    def __init__(self, timeout: float) -> None:
+        self.stopping = False
+        self.timeout = timeout
+
+    def admit(self, context: Context) -> None:
+        """Refuses a call that comes too late, or leaves too little time. Raises BrokerError."""
+        if self.stopping:
+            raise BrokerError(
+                Reason.SHUTTING_DOWN, "the broker is shutting down; try again when it is back", retry_after=2.0
+            )
+        remaining = context.time_remaining()
+        if remaining is not None and remaining < LEAST_TIME:
+            raise BrokerError(
+                Reason.DEADLINE_TOO_SHORT, f"{max(0.0, remaining):.3f} s is too short a deadline for this call"
+            )
+
+
+def answered(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    """Wraps a unary method: errors leave as statuses."""
+
+    @wraps(method)
+    async def call(self: Any, request: Message, context: Context) -> T:
+        try:
+            self._calls.admit(context)
+            if context.time_remaining() is None:
+                async with asyncio.timeout(self._calls.timeout):
+                    return await method(self, request, context)
+            return await method(self, request, context)
+        except asyncio.CancelledError:
+            raise
+        except TimeoutError:
+            late = BrokerError(
+                Reason.DEADLINE_TOO_SHORT, f"the call took longer than the {self._calls.timeout:g} s it may last"
+            )
+            await context.abort_with_status(grpc_status(late))
+        except Exception as error:
+            await context.abort_with_status(grpc_status(error))
+        raise AssertionError("abort_with_status raises")
+
+    return call
+
+
+class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
+    """For tenants."""
+
+    def __init__(
+        self,
+        shared: Calls,
+        book: Book,
+        workspaces: Workspaces,
+        engine: Engine,
+        settings: Settings,
+        clock: Clock,
+        tokens: PageTokens,
+        metrics: Metrics,
+    ) -> None:
+        self._calls = shared
+        self._book = book
+        self._workspaces = workspaces
+        self._engine = engine
+        self._types = settings.instance_types
+        self._clock = clock
+        self._tokens = tokens
+        self._metrics = metrics
+
+    def _shown(self, workspace: Workspace) -> pb.Workspace:
+        tasks = {}
+        seen = {}
+        for node in workspace.nodes:
+            key = (workspace.uid, node.index)
+            task = self._book.tasks.get(key)
+            if task is not None:
+                tasks[node.index] = task
+            at = self._engine.seen_at(key, node.pool)
+            if at is not None:
+                seen[node.index] = datetime.fromtimestamp(at, UTC)
+        return render.workspace(workspace, state_message=_message(workspace), tasks=tasks, observe_times=seen)
+
+    @answered
+    async def CheckPlacement(
+        self, request: calls_pb.CheckPlacementRequest, context: Context
+    ) -> calls_pb.CheckPlacementResponse:
+        asked = calls.check_request(request, instance_types=self._types, now=self._clock.now())
+        answer = self._workspaces.check(asked)
+        return calls_pb.CheckPlacementResponse(
+            outcome=OUTCOMES[answer.outcome],
+            verdicts=[verdict(each) for each in answer.verdicts],
+            pool_generations=answer.generations,
+        )
+
+    @answered
+    async def CreateWorkspace(
+        self, request: calls_pb.CreateWorkspaceRequest, context: Context
+    ) -> calls_pb.CreateWorkspaceResponse:
+        asked = calls.create_request(request, instance_types=self._types, now=self._clock.now())
+        return calls_pb.CreateWorkspaceResponse(workspace=self._shown(await self._workspaces.create(asked)))
+
+    @answered
+    async def GetWorkspace(
+        self, request: calls_pb.GetWorkspaceRequest, context: Context
+    ) -> calls_pb.GetWorkspaceResponse:
+        tenant, workspace = names.workspace(request.name)
+        return calls_pb.GetWorkspaceResponse(workspace=self._shown(self._workspaces.get(tenant, workspace)))
+
+    @answered
+    async def ListWorkspaces(
+        self, request: calls_pb.ListWorkspacesRequest, context: Context
+    ) -> calls_pb.ListWorkspacesResponse:
+        asked = calls.list_request(request, self._tokens)
+        answer = calls_pb.ListWorkspacesResponse(revision=self._book.events.revision)
+        size = 0
+        for workspace in self._listed(asked):
+            shown = self._shown(workspace)
+            size += shown.ByteSize()
+            if answer.workspaces and (len(answer.workspaces) == asked.page.size or size > PAGE_BYTES):
+                last = answer.workspaces[-1].name
+                answer.next_page_token = self._tokens.issue(last, request)
+                break
+            answer.workspaces.append(shown)
+        return answer
+
+    def _listed(self, asked: ListRequest) -> Iterable[Workspace]:
+        after = names.workspace(asked.page.position) if asked.page.position else ((asked.tenant or ""), "")
+        for tenant, workspace_id in self._book.names_after(after):
+            if asked.tenant is not None and tenant != asked.tenant:
+                return  # names are in order, so no more of this tenant's follow
+            workspace = self._book.find(tenant, workspace_id)
+            if (
+                workspace is not None
+                and workspace.state in asked.states
+                and (not asked.pool or any(node.pool == asked.pool for node in workspace.nodes))
+                and (not asked.uids or workspace.uid in asked.uids)
+                and _selected(workspace, asked.label_selector)
+            ):
+                yield workspace
+
+    @answered
+    async def UpdateWorkspace(
+        self, request: calls_pb.UpdateWorkspaceRequest, context: Context
+    ) -> calls_pb.UpdateWorkspaceResponse:
+        changed = await self._workspaces.update(calls.update_request(request))
+        return calls_pb.UpdateWorkspaceResponse(workspace=self._shown(changed))
+
+    async def _verb(self, verb: Verb, request: Any, **options: bool) -> pb.Workspace:
+        return self._shown(await self._workspaces.verb(verb, calls.verb_target(request), **options))
+
+    @answered
+    async def StartWorkspace(
+        self, request: calls_pb.StartWorkspaceRequest, context: Context
+    ) -> calls_pb.StartWorkspaceResponse:
+        return calls_pb.StartWorkspaceResponse(workspace=await self._verb(Verb.START, request))
+
+    @answered
+    async def PauseWorkspace(
+        self, request: calls_pb.PauseWorkspaceRequest, context: Context
+    ) -> calls_pb.PauseWorkspaceResponse:
+        return calls_pb.PauseWorkspaceResponse(workspace=await self._verb(Verb.PAUSE, request))
+
+    @answered
+    async def UnpauseWorkspace(
+        self, request: calls_pb.UnpauseWorkspaceRequest, context: Context
+    ) -> calls_pb.UnpauseWorkspaceResponse:
+        return calls_pb.UnpauseWorkspaceResponse(workspace=await self._verb(Verb.UNPAUSE, request))
+
+    @answered
+    async def SuspendWorkspace(
+        self, request: calls_pb.SuspendWorkspaceRequest, context: Context
+    ) -> calls_pb.SuspendWorkspaceResponse:
+        return calls_pb.SuspendWorkspaceResponse(
+            workspace=await self._verb(Verb.SUSPEND, request, release=request.release_capacity)
+        )
+
+    @answered
+    async def ResumeWorkspace(
+        self, request: calls_pb.ResumeWorkspaceRequest, context: Context
+    ) -> calls_pb.ResumeWorkspaceResponse:
+        return calls_pb.ResumeWorkspaceResponse(workspace=await self._verb(Verb.RESUME, request))
+
+    @answered
+    async def StopWorkspace(
+        self, request: calls_pb.StopWorkspaceRequest, context: Context
+    ) -> calls_pb.StopWorkspaceResponse:
+        return calls_pb.StopWorkspaceResponse(
+            workspace=await self._verb(Verb.STOP, request, force=request.force, release=request.release_capacity)
+        )
+
+    @answered
+    async def RebootWorkspace(
+        self, request: calls_pb.RebootWorkspaceRequest, context: Context
+    ) -> calls_pb.RebootWorkspaceResponse:
+        return calls_pb.RebootWorkspaceResponse(workspace=await self._verb(Verb.REBOOT, request, force=request.force))
+
+    @answered
+    async def TerminateWorkspace(
+        self, request: calls_pb.TerminateWorkspaceRequest, context: Context
+    ) -> calls_pb.TerminateWorkspaceResponse:
+        return calls_pb.TerminateWorkspaceResponse(
+            workspace=await self._verb(Verb.TERMINATE, request, force=request.force)
+        )
+
+    @answered
+    async def SaveNode(self, request: calls_pb.SaveNodeRequest, context: Context) -> calls_pb.SaveNodeResponse:
+        workspace = await self._workspaces.save(calls.save_request(request))
+        return calls_pb.SaveNodeResponse(
+            workspace=self._shown(workspace), image=pb.Image(name=request.image_name, ready=False)
+        )
+
+    @answered
+    async def WaitWorkspace(
+        self, request: calls_pb.WaitWorkspaceRequest, context: Context
+    ) -> calls_pb.WaitWorkspaceResponse:
+        remaining = context.time_remaining()
+        limit = self._calls.timeout - 1.0 if remaining is None else remaining
+        workspace, reached = await self._workspaces.wait(calls.wait_request(request), limit)
+        return calls_pb.WaitWorkspaceResponse(workspace=self._shown(workspace), reached=reached)
+
+    async def WatchWorkspaces(
+        self, request: calls_pb.WatchWorkspacesRequest, context: Context
+    ) -> AsyncIterator[calls_pb.WatchWorkspacesResponse]:
+        self._metrics.watchers.inc()
+        try:
+            self._calls.admit(context)
+            async for answer in self._watched(request):
+                yield answer
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception as error:
+            await context.abort_with_status(grpc_status(error))
+        finally:
+            self._metrics.watchers.dec()
+
+    async def _watched(
+        self, request: calls_pb.WatchWorkspacesRequest
+    ) -> AsyncIterator[calls_pb.WatchWorkspacesResponse]:
+        asked = calls.watch_request(request)
+        log = self._book.events
+        current = list(self._book.workspaces.values()) if asked.after_revision == 0 else None
+        subscription = log.subscribe(asked.after_revision, current, self._clock.now())
+        if current is not None:
+            current = None
+        async for change in changes(log, subscription, BOOKMARK_EVERY):
+            if self._calls.stopping:
+                raise BrokerError(
+                    Reason.SHUTTING_DOWN, "the broker is shutting down; watch again from the last revision"
+                )
+            if isinstance(change, int):
+                yield calls_pb.WatchWorkspacesResponse(revision=change, time=timestamp(self._clock.now()))
+                continue
+            workspace = change.workspace
+            if (asked.tenant is None or workspace.tenant == asked.tenant) and _selected(
+                workspace, asked.label_selector
+            ):
+                yield calls_pb.WatchWorkspacesResponse(
+                    revision=change.revision,
+                    workspace=self._shown(workspace),
+                    previous_state=STATES[change.previous] if change.previous is not None else None,
+                    time=timestamp(change.time),
+                )
+
+
+class PoolService(pools_grpc.PoolServiceServicer):
+    """Pools, hosts, images and networks."""
+
+    def __init__(self, shared: Calls, operators: Operators, tokens: PageTokens) -> None:
+        self._calls = shared
+        self._operators = operators
+        self._tokens = tokens
+
+    def _page(self, items: Sequence[T], key: Callable[[T], str], page: Page, request: Message) -> tuple[list[T], str]:
+        """The items of a page, of a sequence sorted by their key, and the token of the next."""
+        rest = [item for item in items if not page.position or key(item) > page.position]
+        shown = rest[: page.size]
+        token = self._tokens.issue(key(shown[-1]), request) if len(rest) > len(shown) else ""
+        return shown, token
+
+    @answered
+    async def GetPool(self, request: pools_pb.GetPoolRequest, context: Context) -> pools_pb.GetPoolResponse:
+        return pools_pb.GetPoolResponse(pool=render_pools.pool(self._operators.pool(names.pool(request.name))))
+
+    @answered
+    async def ListPools(self, request: pools_pb.ListPoolsRequest, context: Context) -> pools_pb.ListPoolsResponse:
+        page = calls.pools_page(request, self._tokens)
+        shown, token = self._page(self._operators.pool_names(), str, page, request)
+        return pools_pb.ListPoolsResponse(
+            pools=[render_pools.pool(self._operators.pool(name)) for name in shown], next_page_token=token
+        )
+
+    @answered
+    async def UpdatePool(self, request: pools_pb.UpdatePoolRequest, context: Context) -> pools_pb.UpdatePoolResponse:
+        name, draining = calls.pool_update(request)
+        return pools_pb.UpdatePoolResponse(pool=render_pools.pool(await self._operators.set_draining(name, draining)))
+
+    @answered
+    async def RefreshPool(self, request: pools_pb.RefreshPoolRequest, context: Context) -> pools_pb.RefreshPoolResponse:
+        pool, changed, strays = await self._operators.refresh(names.pool(request.name))
+        return pools_pb.RefreshPoolResponse(pool=render_pools.pool(pool), nodes_changed=changed, strays=strays)
+
+    @answered
+    async def ListHosts(self, request: pools_pb.ListHostsRequest, context: Context) -> pools_pb.ListHostsResponse:
+        pool, page = calls.pool_page(request, self._tokens)
+        views, generation = self._operators.hosts(pool)
+        shown, token = self._page(views, lambda view: view.name, page, request)
+        return pools_pb.ListHostsResponse(
+            hosts=[render_pools.host(view) for view in shown], next_page_token=token, pool_generation=generation
+        )
+
+    @answered
+    async def UpdateHost(self, request: pools_pb.UpdateHostRequest, context: Context) -> pools_pb.UpdateHostResponse:
+        pool, host, cordoned = calls.host_update(request)
+        return pools_pb.UpdateHostResponse(
+            host=render_pools.host(await self._operators.set_cordoned(pool, host, cordoned))
+        )
+
+    @answered
+    async def DrainHost(self, request: pools_pb.DrainHostRequest, context: Context) -> pools_pb.DrainHostResponse:
+        pool, host = names.host(request.name)
+        view, staying = await self._operators.drain(pool, host, suspend_rest=request.suspend_rest)
+        return pools_pb.DrainHostResponse(host=render_pools.host(view), staying=staying)
+
+    @answered
+    async def ListStrays(self, request: pools_pb.ListStraysRequest, context: Context) -> pools_pb.ListStraysResponse:
+        pool, page = calls.pool_page(request, self._tokens)
+        shown, token = self._page(self._operators.strays(pool), lambda view: view.backend_id, page, request)
+        return pools_pb.ListStraysResponse(strays=[render_pools.stray(view) for view in shown], next_page_token=token)
+
+    @answered
+    async def ListImages(self, request: pools_pb.ListImagesRequest, context: Context) -> pools_pb.ListImagesResponse:
+        pool, page = calls.pool_page(request, self._tokens)
+        shown, token = self._page(self._operators.images(pool), lambda view: view.name, page, request)
+        return pools_pb.ListImagesResponse(images=[render_pools.image(view) for view in shown], next_page_token=token)
+
+    @answered
+    async def ListNetworks(
+        self, request: pools_pb.ListNetworksRequest, context: Context
+    ) -> pools_pb.ListNetworksResponse:
+        pool, page = calls.pool_page(request, self._tokens)
+        shown, token = self._page(self._operators.networks(pool), lambda view: view.name, page, request)
+        return pools_pb.ListNetworksResponse(
+            networks=[render_pools.network(view) for view in shown], next_page_token=token
+        )
+
+
+class TenantService(tenants_grpc.TenantServiceServicer):
+    """Tenants, their limits and use."""
+
+    def __init__(self, shared: Calls, operators: Operators) -> None:
+        self._calls = shared
+        self._operators = operators
+
+    @answered
+    async def GetTenant(self, request: tenants_pb.GetTenantRequest, context: Context) -> tenants_pb.GetTenantResponse:
+        view = self._operators.tenant(names.tenant(request.name, "name"))
+        return tenants_pb.GetTenantResponse(tenant=render_pools.tenant(view))
+
+
+def _selected(workspace: Workspace, selector: Mapping[str, str]) -> bool:
+    return all(workspace.labels.get(key) == value for key, value in selector.items())
+
+
+def _message(workspace: Workspace) -> str:
+    """Why the state is what it is, where its nodes differ or it waits."""
+    if workspace.notices and workspace.state.value == "PENDING":
+        return workspace.notices[0].message
+    return workspace_state(workspace.nodes, started=workspace.started).message
