@@ -290,7 +290,7 @@ class Operators:
                     backend_id=backend_id,
                     reason="its workspace has ended"
                     if owner is not None
-                    else "no workspace of this broker has its uid",
+                    else "this broker has no workspace of its uid",
                     found_time=found,
                     host=observed.host,
                     workspace=owner.name if owner is not None else "",

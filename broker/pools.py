@@ -174,7 +174,8 @@ class Pool:
             free = known.get(name, 0) - foreign.get(name, 0) - held
             if amount > free:
                 where = f"host {host}" if host != POOL_ROW else f"pool {self.name}"
-                return f"{name}: {amount} asked, {max(0, free)} free on {where} from {start.isoformat(timespec='seconds')} on"
+                since = start.isoformat(timespec="seconds")
+                return f"{name}: {amount} asked, {max(0, free)} free on {where} from {since} on"
         return ""
 
     def usable(self, host: str) -> bool:

@@ -26,7 +26,6 @@ from workspacebroker.v1 import workspace_service_pb2_grpc as workspace_grpc
 
 from backends import registry
 from backends.base import BackendContext
-from broker.api.limits import LIMITS
 from broker.api.pages import PageTokens
 from broker.api.services import Calls, PoolService, TenantService, WorkspaceService
 from broker.book import Book
@@ -41,6 +40,9 @@ from broker.store.sqlite import SqliteStore
 from broker.workspaces import Workspaces
 
 log = logging.getLogger(__name__)
+
+MESSAGE_BYTES = 16 * 1024 * 1024
+"""What the server takes, so that a request too large gets our answer, not gRPC's."""
 
 BROKER_ID_KEY = "broker_id"
 PAGE_KEY = "page_key"
@@ -150,8 +152,8 @@ class Broker:
     def _make_server(self, tokens: PageTokens) -> grpc.aio.Server:
         server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", LIMITS.message),
-                ("grpc.max_send_message_length", LIMITS.message),
+                ("grpc.max_receive_message_length", MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MESSAGE_BYTES),
                 ("grpc.so_reuseport", 0),  # a port in use is an error, not a second broker
             ]
         )
@@ -170,7 +172,7 @@ class Broker:
         )
         pool_grpc.add_PoolServiceServicer_to_server(PoolService(self._calls, self.operators, tokens), server)
         tenant_grpc.add_TenantServiceServicer_to_server(TenantService(self._calls, self.operators), server)
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server

@@ -333,7 +333,6 @@ class Workspaces:
         *,
         force: bool = False,
         release: bool = False,
-        by: Cause = Cause.REQUESTED,
     ) -> Workspace:
         """Puts nodes in motion; what is already so, or on its way, changes nothing."""
         method = f"{verb.value.capitalize()}Workspace"
@@ -344,7 +343,7 @@ class Workspaces:
             workspace = self._matching(target.tenant, target.workspace_id, target.etag)
             now = self._clock.now()
             with self._book.transaction() as tx:
-                changed = self._verb(tx, verb, workspace, target.node_indexes, now, force, release, by)
+                changed = self._verb(tx, verb, workspace, target.node_indexes, now, force, release)
                 self._remember(tx, target.tenant, method, target.request_id, target.digest, workspace.uid, now)
             await tx.durable()
             return changed
@@ -369,7 +368,6 @@ class Workspaces:
         now: datetime,
         force: bool,
         release: bool,
-        by: Cause,
         **options: object,
     ) -> Workspace:
         self._check_capable(verb, workspace, release)
@@ -397,7 +395,6 @@ class Workspaces:
             workspace,
             actions,
             now,
-            cause=by,
             force=force,
             hosts=hosts,
             **options,  # type: ignore[arg-type]
@@ -516,7 +513,6 @@ class Workspaces:
                     now,
                     False,
                     False,
-                    Cause.REQUESTED,
                     image_name=request.image_name,
                     device=request.device,
                     terminate_after=request.terminate_after,

@@ -352,7 +352,7 @@ class Observer:
                     observe_time=now,
                     last_error=Failure(
                         reason=Reason.NODE_GONE,
-                        message=f"node {node.index} is gone: its backend has no VM {node.backend_id or 'of its identity'}",
+                        message=f"node {node.index} is gone: its backend has no VM {node.backend_id or 'of its tag'}",
                         resource=workspace.name,
                         metadata={"node": str(node.index), "backend_id": node.backend_id},
                     ),
