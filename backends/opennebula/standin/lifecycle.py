@@ -15,6 +15,7 @@ from backends.opennebula.standin import devices
 from backends.opennebula.standin.machine import (
     BOOT_FAILURE,
     DONE,
+    DRIVERS,
     FOUND_OFF,
     MIGRATE_OFF,
     OFF_HOST,
@@ -71,16 +72,35 @@ class Asker:
 NOBODY = Asker()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Walk:
+    """A VM on a route; it counts as long as the VM's token is this one."""
+
+    vm: Vm
+    route: Route
+    token: int
+    target: Host | None
+    ds: int
+    finish: Callable[[], None] | None
+
+
 class Lifecycle:
     def __init__(self, world: World) -> None:
         self.world = world
-        self.dwell: dict[str, float] = dict(world.config.dwell)
+        self._dwell: dict[str, float] = {}
         self._failures: Counter[tuple[str, int | None]] = Counter()
         self.on_pending: Callable[[], None] = lambda: None
+        for lcm, seconds in world.config.dwell.items():
+            self.set_dwell(lcm, seconds)
 
     # What a test or a demo provokes
 
+    def set_dwell(self, lcm: str, seconds: float) -> None:
+        self._dwell[Lcm[lcm].name] = seconds
+
     def fail_next(self, driver: str, vm_id: int | None, times: int) -> None:
+        if driver not in DRIVERS:
+            raise ValueError(f"no driver operation {driver!r}; there are {', '.join(sorted(DRIVERS))}")
         self._failures[driver, vm_id] += times
 
     # Walking
@@ -92,7 +112,7 @@ class Lifecycle:
         asker: Asker = NOBODY,
         *,
         target: Host | None = None,
-        datastore_id: int | None = None,
+        datastore_id: int = 0,
         finish: Callable[[], None] | None = None,
     ) -> None:
         """Send the VM on its way; `finish` runs when it has got there."""
@@ -100,38 +120,31 @@ class Lifecycle:
         in_new_record = route is MIGRATE_OFF
         if route.action and vm.history and not in_new_record:
             self._sign(vm.history[-1], route.action, asker)
-        self._step(vm, vm.token, route, 0, target, datastore_id, finish)
+        self._step(_Walk(vm=vm, route=route, token=vm.token, target=target, ds=datastore_id, finish=finish), 0)
         if in_new_record:
             self._sign(vm.history[-1], route.action, asker)
 
-    def _step(
-        self,
-        vm: Vm,
-        token: int,
-        route: Route,
-        index: int,
-        target: Host | None,
-        datastore_id: int | None,
-        finish: Callable[[], None] | None,
-    ) -> None:
+    def _step(self, walk: _Walk, index: int) -> None:
+        """Enter the next state of the route, and put down when to leave it."""
+        vm, route = walk.vm, walk.route
         if index == len(route.through):
             self._arrive(vm, route)
-            if finish is not None:
-                finish()
+            if walk.finish is not None:
+                walk.finish()
             return
         lcm = route.through[index]
-        self._enter(vm, lcm, target, datastore_id)
+        self._enter(walk, lcm)
 
         def leave() -> None:
-            if vm.token != token:
+            if vm.token != walk.token:
                 return
             if route.fails_to is not None and self._driver_step(route) == lcm and self._fails(vm, route):
-                self._fail(vm, route)
+                self._fail(vm, route, route.fails_to)
                 return
             self._leave(vm, route, lcm)
-            self._step(vm, token, route, index + 1, target, datastore_id, finish)
+            self._step(walk, index + 1)
 
-        dwell = self.dwell.get(lcm.name, self.world.config.default_dwell)
+        dwell = self._dwell.get(lcm.name, self.world.config.default_dwell)
         self.world.agenda.after(dwell, leave, label=lcm.name)
 
     @staticmethod
@@ -146,25 +159,24 @@ class Lifecycle:
                 return True
         return False
 
-    def _fail(self, vm: Vm, route: Route) -> None:
-        assert route.fails_to is not None
+    def _fail(self, vm: Vm, route: Route, fails_to: Place) -> None:
         record = vm.history[-1]
         domain = f"{record.hostname}:{vm.name}:dummy"
         vm.user_template.set("ERROR", self.world.dated(f": {route.driver}: {domain}"))
-        if route.fails_to == BOOT_FAILURE:
+        if fails_to == BOOT_FAILURE:
             record.retime = self.world.now()
         else:
             self._sign(record, HistoryAction.NONE, NOBODY)
             record.retime = 0
-        self.settle(vm, route.fails_to)
+        self.settle(vm, fails_to)
 
     # Entering and leaving
 
-    def _enter(self, vm: Vm, lcm: Lcm, target: Host | None, datastore_id: int | None) -> None:
-        now = self.world.now()
+    def _enter(self, walk: _Walk, lcm: Lcm) -> None:
+        vm, now = walk.vm, self.world.now()
         if lcm in _OPENS:
-            assert target is not None
-            self._open(vm, target, datastore_id)
+            assert walk.target is not None
+            self._open(vm, walk.target, walk.ds)
         if lcm in _REBOOTS:
             self._reopen(vm)
         self.settle(vm, Place(State.ACTIVE, lcm))
@@ -236,19 +248,19 @@ class Lifecycle:
         record.action = action
         record.uid, record.gid, record.request_id = asker.uid, asker.gid, asker.request_id
 
-    def _open(self, vm: Vm, host: Host, datastore_id: int | None) -> None:
+    def _open(self, vm: Vm, host: Host, datastore_id: int) -> None:
         now = self.world.now()
         if vm.history:
             last = vm.history[-1]
             last.etime, last.retime = last.etime or now, last.retime or now
-        devices.on_deploy(self.world, vm, datastore_id or 0)
+        devices.on_deploy(self.world, vm, datastore_id)
         vm.history.append(
             HistoryRecord(
                 seq=len(vm.history),
                 host_id=host.id,
                 hostname=host.name,
                 cluster_id=host.cluster_id,
-                datastore_id=datastore_id or 0,
+                datastore_id=datastore_id,
                 stime=now,
             )
         )

@@ -159,6 +159,10 @@ class Route:
     fails_to: Place | None = None
 
 
+# What the hypervisor does for us, and can fail at.
+DRIVERS: Final = frozenset({"DEPLOY", "SAVE", "SHUTDOWN"})
+
+
 def _save(through: tuple[Lcm, ...], to: Place, action: HistoryAction) -> Route:
     return Route(through=through, to=to, action=action, driver="SAVE", fails_to=RUNNING)
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from backends.opennebula.standin import (  # noqa: F401  (they fill the registry)
     device_methods,
@@ -26,11 +26,14 @@ from backends.opennebula.standin.config import StandinConfig
 from backends.opennebula.standin.envelope import Value
 from backends.opennebula.standin.faults import FaultPlan
 from backends.opennebula.standin.frontend import FrontEnd
-from backends.opennebula.standin.machine import HostState
+from backends.opennebula.standin.machine import HostState, Lcm
 from backends.opennebula.standin.registry import Deferred
 from backends.opennebula.standin.seed import fill
 from backends.opennebula.standin.server import CallRecord, Server
 from backends.opennebula.standin.state import Host, Pool, T, Vm, World
+
+# What takes time besides the VMs' states.
+OTHER_STEPS: Final = frozenset({"HOST_REPORT", "IMAGE_COPY", "NETWORK_SETUP"})
 
 
 class Standin:
@@ -191,10 +194,12 @@ class Standin:
     def set_dwell(self, lcm: str, seconds: float) -> None:
         """How long VMs that get to this state from now on stay in it."""
         with self._world():
-            self.front.lifecycle.dwell[lcm] = seconds
+            self.front.lifecycle.set_dwell(lcm, seconds)
 
     def hold(self, label: str) -> None:
-        """Until `release`, keep VMs in this transient state; also `HOST_REPORT`, `IMAGE_COPY`, `NETWORK_SETUP`."""
+        """Until `release`, keep VMs in this transient state, or keep one of `OTHER_STEPS` from happening."""
+        if label not in OTHER_STEPS:
+            label = Lcm[label].name
         with self._world() as world:
             world.agenda.hold(label)
 

@@ -271,6 +271,10 @@ class World:
         self.lock = threading.RLock()
         self.agenda = Agenda()
 
+        unknown = set(config.first_ids) - set(KINDS)
+        if unknown:
+            raise ValueError(f"first_ids: unknown {', '.join(sorted(unknown))}")
+
         def first(kind: str) -> int:
             return config.first_ids.get(kind, FIRST_IDS.get(kind, 0))
 
