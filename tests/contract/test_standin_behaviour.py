@@ -159,6 +159,20 @@ def test_parallel_deploys_of_one_vm_have_one_winner(one: Standin) -> None:
     assert sum(_parallel_deploys(one, [vm_id] * 6, 0)) == 1
 
 
+def test_simultaneous_suspends_are_all_accepted() -> None:
+    config = StandinConfig(hosts=(HostConfig(name="big"),), scheduler=False, call_latency={"one.vm.action": 0.3})
+    with Standin(config) as one:
+        vm_id = running(one)
+        before = len(one.vm(vm_id).trail)
+        with ThreadPoolExecutor(4) as pool:
+            session = one.session
+            answers = pool.map(lambda _: call(one.endpoint, "one.vm.action", session, "suspend", vm_id), range(4))
+            assert [answer[0] for answer in answers] == [True] * 4
+        reach(one, vm_id, "SUSPENDED")
+        assert [place.label for place in one.vm(vm_id).trail[before:]] == ["SAVE_SUSPEND", "SUSPENDED"]
+        assert call(one.endpoint, "one.vm.action", session, "suspend", vm_id)[2] == WRONG_STATE
+
+
 def test_true_means_accepted_not_done(one: Standin) -> None:
     vm_id = done(one, "one.vm.allocate", 'CPU="1"\nMEMORY="64"', True)
     one.hold("BOOT")
