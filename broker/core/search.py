@@ -13,6 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
+from broker.core.wheel import Configs, maximal_configs, squeaky_wheel
+
 Config: TypeAlias = tuple[int, ...]
 """Nodes of each set on one host."""
 
@@ -20,6 +24,8 @@ SEARCH_LIMIT = 200_000
 """Default bound on the work of one question to one pool, in configurations looked at: about a second at
 worst.
 """
+
+WHEEL_ROUNDS = 300
 
 
 class SearchLimit(Exception):
@@ -53,6 +59,7 @@ class _Host:
     position: int  # in the caller's order
     free: tuple[int, ...]
     most: Config  # nodes of each kind it takes by itself
+    configs: Configs | None  # all maximal ones; None: too many to list
 
 
 def search(
@@ -77,8 +84,13 @@ def search(
         tuple(min(row[members[0]], count) for members, count in zip(kinds, kind_counts, strict=True))
         for row in most
     ]
-    hosts = _relevant(free, takes, sum(kind_counts))
-    found = _descend(kind_needs, kind_counts, hosts, budget)
+    hosts = _relevant(kind_needs, free, takes, sum(kind_counts))
+    bounds = _Bounds(kind_needs, hosts)
+    if not bounds.allow(0, kind_counts):
+        return None
+    found = _quickly(kind_needs, kind_counts, hosts, budget)
+    if found is None:
+        found = _descend(kind_needs, kind_counts, hosts, bounds, budget)
     if found is None:
         return None
     # Share each kind's nodes out to the sets merged into it.
@@ -109,27 +121,43 @@ def _merge(
     return list(kinds.values())
 
 
-def _relevant(free: Sequence[Sequence[int]], most: Sequence[Config], nodes: int) -> list[_Host]:
+def _relevant(
+    needs: Sequence[tuple[int, ...]], free: Sequence[Sequence[int]], most: Sequence[Config], nodes: int
+) -> list[_Host]:
     """Hosts that take any node, those with the fewest choices first; of hosts alike, no more than there are
     nodes.
     """
-    alike: dict[tuple[tuple[int, ...], Config], int] = {}
+    alike: dict[tuple[tuple[int, ...], Config], list[_Host]] = {}
     hosts: list[_Host] = []
     for position, (have, takes) in enumerate(zip(free, most, strict=True)):
-        host = _Host(position=position, free=tuple(max(0, amount) for amount in have), most=takes)
-        seen = alike.get((host.free, host.most), 0)
-        if seen < nodes and any(takes):
-            alike[host.free, host.most] = seen + 1
-            hosts.append(host)
+        if not any(takes):
+            continue
+        room = tuple(max(0, amount) for amount in have)
+        like = alike.setdefault((room, takes), [])
+        if len(like) < nodes:
+            configs = like[0].configs if like else maximal_configs(needs, room, takes)
+            like.append(_Host(position=position, free=room, most=takes, configs=configs))
+            hosts.append(like[-1])
     hosts.sort(key=lambda host: (sum(host.most), host.most, host.free, host.position))
     return hosts
 
 
-def _descend(
+def _quickly(
     needs: Sequence[tuple[int, ...]], counts: Config, hosts: Sequence[_Host], budget: Budget
 ) -> list[Config] | None:
+    """Try to find a packing by squeaky wheel; a kind is worth what it takes of all that is free."""
+    configs = [host.configs for host in hosts if host.configs is not None]
+    if len(configs) < len(hosts):
+        return None
+    free = [max(1, sum(amounts)) for amounts in zip(*(host.free for host in hosts), strict=True)]
+    prices = [sum(take / have for take, have in zip(need, free, strict=True)) or 1.0 for need in needs]
+    return squeaky_wheel(configs, counts, prices, WHEEL_ROUNDS, budget.spend)
+
+
+def _descend(
+    needs: Sequence[tuple[int, ...]], counts: Config, hosts: Sequence[_Host], bounds: _Bounds, budget: Budget
+) -> list[Config] | None:
     """Depth first over hosts, on an explicit stack."""
-    bounds = _Bounds(needs, hosts)
     failed: set[tuple[int, Config]] = set()
     chosen: list[Config] = []
     stack: list[tuple[int, Config, Iterator[Config]]] = []
@@ -193,35 +221,33 @@ def _maximal(
 
 
 class _Bounds:
-    """What the hosts from a position on could hold at most, resource by resource.
+    """What the hosts from a position on could hold at most, weighed in several ways.
 
-    For each resource and each size v in it: a host holds at most free // v nodes of size v or more, so the
-    nodes that large must not outnumber the sum; and the sum of all amounts must not pass the sum of free
-    amounts.
+    Each kind by itself; each resource; the nodes of at least a size in a resource, by number; all
+    resources together. A weight's most on a host is taken over the configurations it really has, so room
+    no node can use does not count.
     """
 
     def __init__(self, needs: Sequence[tuple[int, ...]], hosts: Sequence[_Host]) -> None:
-        # Each bound: weight of a node of each kind, and the most the hosts from each position on take in all.
-        bounds: list[tuple[tuple[int, ...], list[int]]] = []
+        bounds: list[Config] = []  # weight of a node of each kind
         kinds = range(len(needs))
         for kind in kinds:
-            weights = tuple(int(k == kind) for k in kinds)
-            bounds.append((weights, [host.most[kind] for host in hosts]))
+            bounds.append(tuple(int(k == kind) for k in kinds))
         for r in range(len(needs[0])):
-            weights = tuple(need[r] for need in needs)
-            bounds.append((weights, [_fill(host, weights, r) for host in hosts]))
-            for size in sorted({weight for weight in weights if weight}, reverse=True):
-                large = tuple(int(weight >= size) for weight in weights)
-                caps = [
-                    min(host.free[r] // size, sum(m for m, w in zip(host.most, large, strict=True) if w))
-                    for host in hosts
-                ]
-                bounds.append((large, caps))
-        self._weights = [weights for weights, _ in bounds]
-        self._sums: list[list[int]] = [[0] * len(bounds) for _ in range(len(hosts) + 1)]
+            amounts = tuple(need[r] for need in needs)
+            bounds.append(amounts)
+            sizes = sorted({amount for amount in amounts if amount}, reverse=True)
+            bounds.extend(tuple(int(amount >= size) for amount in amounts) for size in sizes)
+        # All resources together, each in shares of what is free: what one wastes, another cannot make good.
+        free = [max(1, sum(amounts)) for amounts in zip(*(host.free for host in hosts), strict=True)]
+        shares = [sum((take << 20) // have for take, have in zip(need, free, strict=False)) for need in needs]
+        bounds.append(tuple(shares))
+        self._weights = list(dict.fromkeys(bounds))
+        # The most the hosts from each position on can hold in all, bound by bound.
+        self._sums: list[list[int]] = [[0] * len(self._weights) for _ in range(len(hosts) + 1)]
         for position in range(len(hosts) - 1, -1, -1):
-            after = self._sums[position + 1]
-            self._sums[position] = [after[b] + caps[position] for b, (_, caps) in enumerate(bounds)]
+            most = _most(needs, hosts[position], self._weights)
+            self._sums[position] = [a + b for a, b in zip(self._sums[position + 1], most, strict=True)]
 
     def allow(self, position: int, left: Config) -> bool:
         """Return False only if the nodes left cannot lie on the hosts from `position` on."""
@@ -231,6 +257,22 @@ class _Bounds:
         return True
 
 
-def _fill(host: _Host, weights: tuple[int, ...], r: int) -> int:
-    """The most of resource r that nodes this host takes could use."""
-    return min(host.free[r], sum(weight * most for weight, most in zip(weights, host.most, strict=True)))
+def _most(needs: Sequence[tuple[int, ...]], host: _Host, weights: Sequence[Config]) -> list[int]:
+    """The largest weight of what one host can hold: exact where its configurations are listed, else an upper
+    bound.
+    """
+    if host.configs is not None:
+        table = host.configs @ np.array(weights, dtype=np.int64).T
+        return [int(most) for most in table.max(axis=0)]
+    bounds = []
+    for weight in weights:
+        most = sum(w * m for w, m in zip(weight, host.most, strict=True))
+        for r, free in enumerate(host.free):
+            # No node weighs more for its size than the weightiest; one of no size is bounded by its number only.
+            if all(need[r] for need, w in zip(needs, weight, strict=True) if w):
+                best = max(
+                    (-(-w * free // need[r]) for need, w in zip(needs, weight, strict=True) if w), default=0
+                )
+                most = min(most, best)
+        bounds.append(most)
+    return bounds

@@ -97,7 +97,7 @@ def fragmented(draw: st.DrawFn) -> tuple[list[Amounts], list[tuple[Amounts, int]
     ]
     counts = Counter(itertools.chain.from_iterable(hosts))
     # Small nodes first and the roomiest host first in name order: what first-fit likes least.
-    sets = sorted((kinds[k], count) for k, count in counts.items())
+    sets: list[tuple[Amounts, int]] = sorted((kinds[k], count) for k, count in counts.items())
     return sorted(free, reverse=True), sets
 
 
