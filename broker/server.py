@@ -172,7 +172,7 @@ class Broker:
         )
         pool_grpc.add_PoolServiceServicer_to_server(PoolService(self._calls, self.operators, tokens), server)
         tenant_grpc.add_TenantServiceServicer_to_server(TenantService(self._calls, self.operators), server)
-        self._health = health.aio.HealthServicer()  # type: ignore[no-untyped-call]
+        self._health: Any = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
