@@ -1,9 +1,9 @@
 """Errors as google.rpc.Status: one table from a reason to its gRPC code and details.
 
 Invariants: every status has exactly one ErrorInfo and each other detail at most once; the table says what
-errors.proto says (a test compares); and a status stays below 8 KiB whatever went wrong, because it travels
-in a trailer and clients drop trailers that are too big. What is cut says that it was. An exception that is
-no BrokerError becomes INTERNAL without its text, which goes to the log under an id.
+errors.proto says (a test compares); and a status stays within TRAILER_BYTES whatever went wrong, because it
+travels in a trailer. What is cut says that it was.
+An exception that is no BrokerError becomes INTERNAL without its text, which goes to the log under an id.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ from broker.api.verdicts import placement_failure
 from broker.core.errors import BrokerError, Failure, FieldsInvalid, PlacementRefused, QuotaExceeded, Reason
 
 DOMAIN: Final = "workspacebroker"
-STATUS_BYTES: Final = 8 * 1024
-MESSAGE_BYTES: Final = 1024
-METADATA_BYTES: Final = 1024
+TRAILER_BYTES: Final = 7 * 1024
+"""What a status and grpc-message, which repeats its message, may take together: near 8 KiB of metadata
+(GRPC_ARG_MAX_METADATA_SIZE) clients begin to drop whole answers at random."""
+MESSAGE_BYTES: Final = 768
+METADATA_BYTES: Final = 768
+KEY_BYTES: Final = 64
 VALUE_BYTES: Final = 256
 VIOLATIONS_BYTES: Final = 4 * 1024
 NAME_BYTES: Final = 512
+LONGEST_WAIT: Final = 1e9  # seconds; protobuf and timedelta bear no infinity
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +133,7 @@ def failure_status(failure: Failure) -> status_pb2.Status:
 def to_status(error: BrokerError) -> status_pb2.Status:
     """The status of a refusal, with every detail its reason has."""
     row = ROWS[error.reason]
-    message = cut(error.message, MESSAGE_BYTES)
+    message = cut_message(error.message)
     info = rpc.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=_metadata(error.metadata))
     status = status_pb2.Status(code=row.code.value[0], message=message, details=[_packed(info)])
     for detail in row.details:
@@ -141,8 +145,24 @@ def to_status(error: BrokerError) -> status_pb2.Status:
 
 def cut(text: str, most: int) -> str:
     """The text within so many bytes of UTF-8; what was cut ends in an ellipsis."""
-    raw = text.encode()
-    return text if len(raw) <= most else raw[: most - 3].decode(errors="ignore") + "…"
+    raw = text.encode(errors="replace")  # a backend's words may hold what is no character
+    if len(raw) > most:
+        return raw[: most - 3].decode(errors="ignore") + "…"
+    return raw.decode()
+
+
+def cut_message(text: str) -> str:
+    """The text within MESSAGE_BYTES as grpc-message, which percent-encodes all but printable ASCII."""
+    text = cut(text, MESSAGE_BYTES)
+    spent = kept = 0
+    for place, character in enumerate(text):
+        plain = " " <= character <= "~" and character != "%"
+        spent += 1 if plain else 3 * len(character.encode())
+        if spent > MESSAGE_BYTES:
+            return text[:kept] + "…"
+        if spent <= MESSAGE_BYTES - 9:  # what the ellipsis takes
+            kept = place + 1
+    return text
 
 
 def _packed(message: Message) -> Any:
@@ -156,11 +176,11 @@ def _metadata(given: Mapping[str, str]) -> dict[str, str]:
     room = METADATA_BYTES
     kept = {}
     for key, value in given.items():
-        short = cut(value, VALUE_BYTES)
-        room -= len(key.encode()) + len(short.encode())
+        name, short = cut(key, KEY_BYTES), cut(value, VALUE_BYTES)
+        room -= len(name.encode()) + len(short.encode()) + 6
         if room < 0:
             break
-        kept[key] = short
+        kept[name] = short
     return kept
 
 
@@ -227,7 +247,7 @@ def _retry(error: BrokerError) -> Any | None:
         wait = DEFAULT_RETRY_AFTER.get(error.reason)
     if wait is None:
         return None
-    return _packed(rpc.RetryInfo(retry_delay=duration(timedelta(seconds=max(wait, 0.0)))))
+    return _packed(rpc.RetryInfo(retry_delay=duration(timedelta(seconds=min(max(wait, 0.0), LONGEST_WAIT)))))
 
 
 def _quota(error: BrokerError) -> Any:
