@@ -78,7 +78,10 @@ async def call_with_retries(
         sleep=sleep,
         reraise=True,
     )
-    return await retrying(operation)
+    async def once() -> T:  # tenacity awaits what is declared async, not what a lambda returns
+        return await operation()
+
+    return await retrying(once)
 
 
 async def interrupted_sleep(clock: Clock, seconds: float, interrupt: asyncio.Event | None) -> bool:

@@ -172,7 +172,7 @@ class SqliteStore:
             return
         try:
             self._write(rows)
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:  # whatever it was, nobody may wait for ever for what is lost
             log.error("store=failed path=%s rows=%d error=%s", self.path, len(rows), error)
             if self.on_failure is not None:
                 self.on_failure()
