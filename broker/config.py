@@ -6,8 +6,7 @@ once.
     [instance_types.NAME]             amounts by resource: cpu in milli-cores, memory and disk in MiB
     [tenants.NAME]                    display_name, limits, pool_limits, allowed_pools, max_duration
 
-docs/configuration.md explains each key. Relative file names start at the configuration file's directory.
-Durations are text ("90s", "1d12h") or seconds. Nothing is opened or reached here except the file itself.
+Relative file names start at the configuration file's directory; durations are text ("90s", "1d12h") or seconds. Nothing is opened or reached here except the file itself.
 """
 
 from __future__ import annotations

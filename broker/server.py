@@ -130,12 +130,9 @@ class Broker:
     async def _identity(self) -> tuple[str, bytes]:
         """This broker's id and the key of its page tokens, both made at the first start."""
         with self.book.transaction() as tx:
-            for key, make in (
-                (BROKER_ID_KEY, lambda: uuid4().hex),
-                (PAGE_KEY, lambda: secrets.token_hex(32)),
-            ):
+            for key, value in ((BROKER_ID_KEY, uuid4().hex), (PAGE_KEY, secrets.token_hex(32))):
                 if key not in self.book.settings:
-                    tx.set(key, make())
+                    tx.set(key, value)
         await tx.durable()
         return self.book.settings[BROKER_ID_KEY], bytes.fromhex(self.book.settings[PAGE_KEY])
 

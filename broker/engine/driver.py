@@ -111,25 +111,29 @@ class Driver:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
 
-    async def call(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
-        """One call to the backend, within the pool's bound, counted, and told to the breaker."""
+    async def queued(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
+        """One call, when the pool's bound on calls at once allows it."""
         async with self._workers:
-            try:
-                answer = await operation()
-            except BackendError as error:
-                kind = type(error).__name__
-                self._metrics.backend_calls.labels(self.pool.name, name, kind).inc()
-                if isinstance(error, BackendRejected):
-                    self._breaker.answered()
-                else:
-                    self._breaker.failed(error)
-                raise
-            except Exception as error:
-                # A backend that answers nonsense must not end the coroutine that cares for a node.
-                self._metrics.backend_calls.labels(self.pool.name, name, "defect").inc()
-                log.exception("pool=%s call=%s defect of the backend", self.pool.name, name)
+            return await self.call(name, operation)
+
+    async def call(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
+        """One call to the backend, counted, and told to the breaker."""
+        try:
+            answer = await operation()
+        except BackendError as error:
+            kind = type(error).__name__
+            self._metrics.backend_calls.labels(self.pool.name, name, kind).inc()
+            if isinstance(error, BackendRejected):
+                self._breaker.answered()
+            else:
                 self._breaker.failed(error)
-                raise OutcomeUnknown(f"the backend's adapter failed: {error!r}") from error
+            raise
+        except Exception as error:
+            # A backend that answers nonsense must not end the coroutine that cares for a node.
+            self._metrics.backend_calls.labels(self.pool.name, name, "defect").inc()
+            log.exception("pool=%s call=%s defect of the backend", self.pool.name, name)
+            self._breaker.failed(error)
+            raise OutcomeUnknown(f"the backend's adapter failed: {error!r}") from error
         self._metrics.backend_calls.labels(self.pool.name, name, "ok").inc()
         self._breaker.answered()
         return answer
@@ -234,7 +238,7 @@ class Driver:
                 )
 
         return await call_with_retries(
-            lambda: self.call(name, operation),
+            lambda: self.queued(name, operation),
             policy=RetryPolicy(initial=retry.initial, maximum=retry.maximum, budget=retry.budget),
             clock=self._clock,
             jitter=self._jitter,

@@ -66,7 +66,6 @@ class Observer:
         self._soon = asyncio.Event()
         self._looking = asyncio.Lock()
         self._missing_before: frozenset[NodeKey] = frozenset()
-        self._ended_at: dict[NodeKey, float] = {}  # when a node was last told to end, monotonic
         self.seen_at: dict[NodeKey, float] = {}
         self.on_room: Callable[[], None] = lambda: None
         """Called when capacity may have come free."""
@@ -148,13 +147,14 @@ class Observer:
         doubted = len(missing) > MANY_MISSING and len(missing) * 10 > len(live) and not missing <= self._missing_before
         self._missing_before = missing
         if not doubted:
-            for key in missing:
-                workspace = self._book.workspaces[key[0]]
-                node = workspace.nodes[key[1]]
-                found = await self._driver.call("find", lambda w=workspace, n=node: self._driver.find(w, n))  # type: ignore[misc]
-                seen[key] = found
-        changed = self.apply({key: each for key, each in seen.items() if key in live and self._counts(key, asked)})
-        return changed
+            seen.update(zip(missing, await asyncio.gather(*map(self._ask_for, missing)), strict=True))
+        return self.apply({key: each for key, each in seen.items() if key in live and self._counts(key, asked)})
+
+    async def _ask_for(self, key: NodeKey) -> ObservedNode:
+        """Asks for one VM that a document did not have."""
+        workspace = self._book.workspaces[key[0]]
+        node = workspace.nodes[key[1]]
+        return await self._driver.queued("find", lambda: self._driver.find(workspace, node))
 
     def _live(self) -> set[NodeKey]:
         """The nodes of this pool that are not final."""
@@ -233,9 +233,9 @@ class Observer:
                     if effect.do is Do.DONE and task is not None and task.terminate_after:
                         later.append(lambda k=(uid, index): self._starts.terminate_node(k))  # type: ignore[misc]
                 if nodes != list(workspace.nodes):
+                    if succeeded:  # an error is cleared by the next success
+                        workspace = replace(workspace, last_error=None)
                     written = write(tx, workspace, nodes, cause=cause, failure=failure, now=now)
-                    if succeeded and failure is None and written.last_error is not None and not written.state.final:
-                        written = tx.put(replace(written, last_error=None))
                     log.info(
                         "workspace=%s pool=%s state=%s revision=%d",
                         written.name,
@@ -250,7 +250,11 @@ class Observer:
     def _note_seen(self, seen: Iterable[NodeKey]) -> None:
         now = self._clock.now().timestamp()
         for key in seen:
-            self.seen_at[key] = now
+            if self._book.workspaces[key[0]].nodes[key[1]].state.final:
+                self.seen_at.pop(key, None)
+                self._driver.accepted.pop(key, None)
+            else:
+                self.seen_at[key] = now
 
     def _effect(self, workspace: Workspace, node: Node, task: Task | None, observed: ObservedNode) -> Effect:
         word = Seen(observed.observation.value)

@@ -78,6 +78,7 @@ async def call_with_retries(
         sleep=sleep,
         reraise=True,
     )
+
     async def once() -> T:  # tenacity awaits what is declared async, not what a lambda returns
         return await operation()
 
