@@ -1,12 +1,12 @@
-"""The configuration: a TOML file in, frozen settings out; every unknown or bad key is named with its path, at
-once.
+"""The configuration: a TOML file in, frozen settings out; every unknown or bad key is named with its path.
 
     [server]                          listen, state, drain_timeout, call_timeout, watch_history
     [pools.NAME]                      backend, and what `_pool` reads; every other key is the backend's own
     [instance_types.NAME]             amounts by resource: cpu in milli-cores, memory and disk in MiB
     [tenants.NAME]                    display_name, limits, pool_limits, allowed_pools, max_duration
 
-Relative file names start at the configuration file's directory; durations are text ("90s", "1d12h") or seconds. Nothing is opened or reached here except the file itself.
+Relative file names start at the configuration file's directory; durations are text ("90s", "1d12h") or seconds, and
+"none" where there need be none. Nothing is opened or reached here except the file itself.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def load(path: Path | str, backend: Callable[[str], BackendFactory] = registry.l
     root = Table(document, "", problems)
     directory = file.resolve().parent
     pools = {name: _pool(table, name, backend) for name, table in _named(root, "pools").items()}
-    if not pools:
+    if document.get("pools", {}) == {}:
         problems.append(("pools", "is empty; one pool at least: [pools.NAME] with backend = ..."))
     tenants = {name: _tenant(table, name, pools) for name, table in _named(root, "tenants").items()}
     settings = Settings(
@@ -312,6 +312,6 @@ def _instance_types(root: Table) -> Mapping[str, Mapping[str, int]]:
         if not (0 < len(name) <= 128 and name.isprintable()):
             outer.bad(name[:128], "a name has 1 to 128 printable characters")
         types[name] = outer.amounts(name, low=1)
-        if not types[name]:
+        if outer.values[name] == {}:
             outer.bad(name, "says no amounts; cpu (milli-cores) and memory (MiB) are usual")
     return MappingProxyType(types)

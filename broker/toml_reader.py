@@ -18,7 +18,7 @@ T = TypeVar("T")
 Problem = tuple[str, str]
 """(path of the key, what is wrong with it)."""
 
-_PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)(ms|s|m|h|d|w)")
+_PART: Final = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ms|s|m|h|d|w)")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 LONGEST: Final = timedelta(days=36_525)
 DURATION_FORM: Final = 'a duration such as "90s", "15m", "1d12h" or a number of seconds'
