@@ -69,6 +69,7 @@ _MICROSECOND = timedelta(microseconds=1)
 class _Attempt:
     """One way to route the request: which sets go to which pool, and what came of it."""
 
+    candidate: str  # the pool of the sets that name none; empty if all name one
     pools: tuple[PoolSnapshot, ...]
     cases: tuple[Case, ...]  # one a pool
     closed: tuple[list[Reason], ...]  # gates, one list a pool
@@ -90,14 +91,9 @@ class _Attempt:
 
     @property
     def order(self) -> tuple[object, ...]:
-        """Sort key among attempts that fit, the best first; the routed pool's name comes last."""
-        return (
-            not self.full,
-            -sum(pool.preference for pool in self.pools),
-            self.start,
-            -min(self.scores),
-            tuple(pool.name for pool in self.pools),
-        )
+        """Sort key among attempts that fit, the best first: all but the candidate is common to them."""
+        preference = sum(pool.preference for pool in self.pools if pool.name == self.candidate)
+        return (not self.full, -preference, self.start, -min(self.scores), self.candidate)
 
 
 def plan(
@@ -115,7 +111,10 @@ def plan(
     of a refused pool. Verdicts of a plan are about pools only. KeyError: a pool is named that no snapshot
     is given for.
     """
-    attempts = [_attempt(request, window, route, snapshots) for route in _routes(request, snapshots)]
+    attempts = [
+        _attempt(request, window, candidate, route, snapshots)
+        for candidate, route in _routes(request, snapshots)
+    ]
     for attempt in attempts:
         _place(attempt, search_limit)
     fitting = [attempt for attempt in attempts if attempt.placed is not None]
@@ -128,8 +127,10 @@ def plan(
     return NotNow(earliest=from_us(earliest), verdicts=verdicts)
 
 
-def _routes(request: PlacementRequest, snapshots: Mapping[str, PoolSnapshot]) -> list[dict[str, list[int]]]:
-    """Return the ways to route the sets, each as pool -> sets; pools by name."""
+def _routes(
+    request: PlacementRequest, snapshots: Mapping[str, PoolSnapshot]
+) -> list[tuple[str, dict[str, list[int]]]]:
+    """Return the ways to route the sets: (pool of those that name none, pool -> sets), by name."""
     named: dict[str, list[int]] = {}
     unnamed: list[int] = []
     for index, wanted in enumerate(request.sets):
@@ -138,18 +139,19 @@ def _routes(request: PlacementRequest, snapshots: Mapping[str, PoolSnapshot]) ->
         else:
             named.setdefault(wanted.pool, []).append(index)
     if not unnamed:
-        return [dict(sorted(named.items()))]
+        return [("", dict(sorted(named.items())))]
     candidates = sorted(snapshots) if request.pool is None else [request.pool]
     routes = []
     for candidate in candidates:
         route = {**named, candidate: sorted([*named.get(candidate, ()), *unnamed])}
-        routes.append(dict(sorted(route.items())))
+        routes.append((candidate, dict(sorted(route.items()))))
     return routes
 
 
 def _attempt(
     request: PlacementRequest,
     window: Window,
+    candidate: str,
     route: Mapping[str, Sequence[int]],
     snapshots: Mapping[str, PoolSnapshot],
 ) -> _Attempt:
@@ -169,6 +171,7 @@ def _attempt(
         cases.append(Case(pool, indices, sets))
         closed.append(reasons)
     return _Attempt(
+        candidate=candidate,
         pools=pools,
         cases=tuple(cases),
         closed=tuple(closed),

@@ -1,8 +1,9 @@
 """`plan` against brute force on small pools: it finds what exists, and never claims what does not.
 
 Two generators. Fragmented pools are made from a placement, with room for little else, so that it exists by
-construction and first-fit misses it often; at least a third must be so. Pools in time have slots that end and start,
-strangers, cordoned hosts, two pools and sets that name one; there the oracle tries every instant.
+construction and first-fit misses it often; at least a third must be so. Pools in time have slots that end
+and start, strangers, cordoned hosts, two pools and sets that name one; there the oracle tries every
+instant.
 """
 
 from __future__ import annotations
@@ -84,17 +85,12 @@ def first_fit(free: Sequence[Amounts], nodes: Sequence[Amounts]) -> bool:
 @st.composite
 def fragmented(draw: st.DrawFn) -> tuple[list[Amounts], list[tuple[Amounts, int]]]:
     """Draw hosts' free room, and sets as (amounts, count), such that some placement of all nodes exists."""
-    kinds = draw(
-        st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=4, unique=True)
-    )
+    kinds = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=4, unique=True))
     hosts = [
-        draw(st.lists(st.integers(0, len(kinds) - 1), min_size=1, max_size=3))
-        for _ in range(draw(st.integers(2, 3)))
+        draw(st.lists(st.integers(0, len(kinds) - 1), min_size=1, max_size=3)) for _ in range(draw(st.integers(2, 3)))
     ]
     slack = draw(st.integers(0, 1))
-    free = [
-        tuple(sum(kinds[k][r] for k in on_host) + slack for r in range(len(RESOURCES))) for on_host in hosts
-    ]
+    free = [tuple(sum(kinds[k][r] for k in on_host) + slack for r in range(len(RESOURCES))) for on_host in hosts]
     counts = Counter(itertools.chain.from_iterable(hosts))
     # Small nodes first and the roomiest host first in name order: what first-fit likes least.
     sets: list[tuple[Amounts, int]] = sorted((kinds[k], count) for k, count in counts.items())
@@ -115,7 +111,9 @@ def fragmented_pool(free: Sequence[Amounts], policy: Placement, taken: int) -> P
 
 
 def test_plan_finds_what_first_fit_misses(capsys: pytest.CaptureFixture[str]) -> None:
-    """On pools with just enough room the placement that exists is found; one node more is judged as by force."""
+    """On pools with just enough room the placement that exists is found; one node more is judged as by
+    force.
+    """
     seen: Counter[str] = Counter()
 
     @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -125,9 +123,7 @@ def test_plan_finds_what_first_fit_misses(capsys: pytest.CaptureFixture[str]) ->
         more=st.booleans(),
         taken=st.sampled_from([1, 20]),
     )
-    def check(
-        case: tuple[list[Amounts], list[tuple[Amounts, int]]], policy: Placement, more: bool, taken: int
-    ) -> None:
+    def check(case: tuple[list[Amounts], list[tuple[Amounts, int]]], policy: Placement, more: bool, taken: int) -> None:
         free, sets = case
         pool = fragmented_pool(free, policy, taken)
         window = Window(start=at(0), duration=5 * MICROSECOND, immediate=True)
@@ -184,18 +180,14 @@ def pools_in_time(draw: st.DrawFn, name: str) -> PoolSnapshot:
             name=f"{name}{number}",
             total={"cpu": draw(st.integers(3, 8)), "memory": draw(st.integers(3, 8))},
             foreign={"cpu": draw(st.sampled_from([0, 0, 0, 1]))},
-            state=draw(
-                st.sampled_from([HostState.ACTIVE, HostState.ACTIVE, HostState.ACTIVE, HostState.LOST])
-            ),
+            state=draw(st.sampled_from([HostState.ACTIVE, HostState.ACTIVE, HostState.ACTIVE, HostState.LOST])),
         )
         for number in range(draw(st.integers(1, 3)))
     ]
     table = SlotTable()
     for number in range(draw(st.integers(0, 7))):
         start = draw(st.integers(-4, HORIZON - 4))
-        end = (
-            draw(st.one_of(st.none(), st.integers(start + 1, HORIZON))) if draw(st.booleans()) else start + 3
-        )
+        end = draw(st.one_of(st.none(), st.integers(start + 1, HORIZON))) if draw(st.booleans()) else start + 3
         table.hold(
             ("other", number, "node"),
             draw(st.sampled_from([*(host.name for host in hosts), POOL_ROW])),
@@ -242,9 +234,7 @@ def requests(draw: st.DrawFn) -> PlacementRequest:
 class Oracle:
     """Answers by looking at every instant, every route, every count and every host."""
 
-    def __init__(
-        self, request: PlacementRequest, pools: Mapping[str, PoolSnapshot], length: int | None
-    ) -> None:
+    def __init__(self, request: PlacementRequest, pools: Mapping[str, PoolSnapshot], length: int | None) -> None:
         self.request, self.pools, self.length = request, pools, length
         self.slots = {
             (pool.name, host): [(dict(slot.amounts), slot.start, slot.end) for slot in pool.slots.slots(host)]

@@ -1,0 +1,149 @@
+"""The work of placement: bounded where it searches, and the same number of Python steps for 50 hosts or
+2,000.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections import Counter
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from broker.core.placement import HostRecord, NotNow, Plan, PoolSnapshot, ReasonCode, SetRequest, Window
+from broker.core.slots import Slot
+from broker.core.timing import MAX_STARTS
+from tests.support.placement_cases import AT_ONCE, HOUR, NOW, ask, host, nodes, occupy, placed, pool, reason, verdict
+
+
+def exact_puzzle(seed: int, size: int, kinds: int, slack: int) -> tuple[list[HostRecord], list[SetRequest]]:
+    """Hosts with just the room for some placement of `size` nodes, and the nodes as sets."""
+    rng = random.Random(seed)
+    sizes = [(rng.randrange(2, 30), rng.randrange(2, 30)) for _ in range(kinds)]
+    hosts: list[HostRecord] = []
+    counts: Counter[int] = Counter()
+    while (missing := size - sum(counts.values())) > 0:
+        on_host = [rng.randrange(kinds) for _ in range(min(missing, rng.randrange(1, 5)))]
+        counts.update(on_host)
+        cpu, memory = (sum(sizes[kind][r] for kind in on_host) + rng.randrange(slack + 1) for r in range(2))
+        hosts.append(host(f"h{len(hosts):02d}", cpu=cpu, memory=memory))
+    sets = [nodes(n, cpu=sizes[kind][0], memory=sizes[kind][1]) for kind, n in sorted(counts.items())]
+    return hosts, sets
+
+
+@pytest.mark.parametrize("slack", [0, 1, 3, 8])
+@pytest.mark.parametrize("seed", range(5))
+def test_eight_sizes_and_64_nodes_are_placed_where_they_just_fit(seed: int, slack: int) -> None:
+    hosts, sets = exact_puzzle(seed, 64, 8, slack)
+    lab = pool(hosts=hosts)
+    answer = ask(*sets, at=lab)
+    used: Counter[tuple[str, str]] = Counter()
+    for wanted, where in zip(sets, placed(answer), strict=True):
+        assert len(where) == wanted.count
+        for name in where:
+            used.update({(name, resource): amount for resource, amount in wanted.amounts.items()})
+    for (name, resource), amount in used.items():
+        assert amount <= lab.hosts.total[lab.hosts.columns[resource], lab.hosts.rows[name]]
+
+
+def test_a_bound_that_is_hit_is_told_and_never_called_never() -> None:
+    hosts, sets = exact_puzzle(1, 24, 6, 2)
+    lab = pool(hosts=hosts)
+    assert isinstance(ask(*sets, at=lab), Plan)
+    for item in hosts:
+        occupy(lab, item.name, 0, end=NOW + HOUR)
+    answer = ask(*sets, at=lab, search_limit=3)
+    assert isinstance(answer, NotNow)
+    assert answer.earliest is None
+    limit = reason(verdict(answer), ReasonCode.SEARCH_LIMIT)
+    assert limit.resolvable
+
+
+def test_the_bound_on_starts_tried_is_told_too() -> None:
+    """A long lease beside a chain of short reservations: every gap must be tried."""
+    lab = pool(hosts=[host("a")])
+    occupy(lab, "a", 4096, end=NOW + HOUR)
+    for number in range(1, MAX_STARTS + 20):
+        occupy(lab, "a", 4096, start=NOW + (2 * number) * HOUR, end=NOW + (2 * number + 1) * HOUR)
+    answer = ask(nodes(), at=lab, window=Window(start=NOW, duration=3 * HOUR))
+    assert isinstance(answer, NotNow)
+    assert answer.earliest is None
+    assert reason(verdict(answer), ReasonCode.SEARCH_LIMIT)
+    within = ask(nodes(), at=lab, window=Window(start=NOW, duration=HOUR))
+    assert isinstance(within, NotNow)
+    assert within.earliest == NOW + HOUR
+
+
+def large_pool(hosts: int, slots_a_host: int, *, full: bool = False) -> PoolSnapshot:
+    """A pool with leases that end one after another."""
+    room = 0 if full else 2048
+    lab = pool(
+        hosts=[
+            host(f"h{number:05d}", memory=1024 * slots_a_host + room + number % 7 * 100, cpu=200_000)
+            for number in range(hosts)
+        ]
+    )
+    lab.slots.advance(NOW)
+    lab.slots.hold_all(
+        Slot(
+            key=(f"w{number}", place, "node"),
+            host=f"h{number:05d}",
+            amounts={"memory": 1024, "cpu": 1000},
+            start=NOW - HOUR,
+            end=NOW + (1 + (number * 7 + place) % 500) * HOUR,
+        )
+        for number in range(hosts)
+        for place in range(slots_a_host)
+    )
+    return lab
+
+
+def lines_run(lab: PoolSnapshot, *wanted: SetRequest) -> int:
+    """Count the lines of Python one plan runs."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    ask(*wanted, at=lab)
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        ask(*wanted, at=lab)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_no_python_loop_of_the_request_path_runs_over_hosts() -> None:
+    few, many = large_pool(60, 3), large_pool(2000, 3)
+    for wanted in ([nodes(memory=1024)], [nodes(8, memory=1024)], [nodes(4), nodes(4, memory=512)]):
+        assert isinstance(ask(*wanted, at=many), Plan)
+        assert lines_run(many, *wanted) == lines_run(few, *wanted)
+    few, many = large_pool(60, 3, full=True), large_pool(2000, 3, full=True)
+    refused = nodes(memory=3000)
+    assert isinstance(ask(refused, at=many), NotNow)
+    # A refusal bisects over the ends and speaks of 50 hosts: a few more steps of bisection are all that may differ.
+    assert lines_run(many, refused) < 1.5 * lines_run(few, refused)
+
+
+@pytest.mark.parametrize(("hosts", "most"), [(1_000, 100e-6), (10_000, 400e-6)])
+def test_one_vm_is_planned_in_microseconds(hosts: int, most: float, capsys: pytest.CaptureFixture[str]) -> None:
+    """The aim, with 100,000 live slots; the test allows ten times as much, for a busy machine."""
+    lab = large_pool(hosts, 100_000 // hosts)
+    wanted = nodes(memory=1024, cpu=1000)
+    times: list[float] = []
+    for _ in range(100):
+        begin = time.perf_counter()
+        answer = ask(wanted, at=lab, window=AT_ONCE)
+        times.append(time.perf_counter() - begin)
+        assert isinstance(answer, Plan)
+    median = sorted(times)[len(times) // 2]
+    with capsys.disabled():
+        print(f"\nplan, {hosts} hosts, 100,000 slots: {median * 1e6:.0f} us (aim {most * 1e6:.0f} us)")
+    assert median < 10 * most
