@@ -1,7 +1,7 @@
 """Every bound on what a request may hold: one table, in code here and in docs/limits.md (compared by a test).
 
 A bound is a number and the words that explain it, side by side, so that neither can be changed alone.
-It does not say what a bound is for in one field: that is validate.py and requests_in.py.
+It does not say what a bound is for in one field: that is validate.py and calls.py.
 """
 
 from __future__ import annotations
