@@ -31,34 +31,45 @@ class Names(Generic[T]):
         counts = Counter(name for _, name, _ in entries)
         # A name two things share stands for neither; both go by their ids.
         self.ambiguous = sorted(name for name, count in counts.items() if count > 1)
-        self._by_name = {name: (number, thing) for number, name, thing in entries if counts[name] == 1}
+        self._numbers = {name: number for number, name, _ in entries if counts[name] == 1}
         self._by_id = {number: thing for number, _, thing in entries}
-        self._names = {number: name if counts[name] == 1 else str(number) for number, name, _ in entries}
-        self._own: dict[str, T] = {}
+        self._names: dict[int, str] = {}
+        self.shown: dict[str, T] = {}
         self.missing: list[str] = []
         for own, target in own_names.items():
-            entry = self._by_name.get(target) or self._numbered(target)
-            if entry is None:
-                self.missing.append(f'"{own}" stands for "{target}", which is not there')
-                continue
-            self._own[own] = entry[1]
-            self._names[entry[0]] = own
-        self.shown: dict[str, T] = {name: self._by_id[number] for number, name in self._names.items()}
+            number = self._number(target)
+            if number is None:
+                why = "which several things bear: use an id" if counts[target] > 1 else "which is not there"
+                self.missing.append(f'"{own}" stands for "{target}", {why}')
+            else:
+                self._show(number, own)
+        for name, number in self._numbers.items():
+            self._show(number, name)
+        for number in self._by_id:
+            self._show(number, str(number))
+
+    def _show(self, number: int, name: str) -> None:
+        """The first name of a thing is the one it goes by, and the first thing of a name has it."""
+        if name not in self.shown and number not in self._names:
+            self._names[number] = name
+            self.shown[name] = self._by_id[number]
 
     def find(self, name: str) -> T | None:
-        """The thing of a name: the operator's, then the front-end's, then an id."""
-        if name in self._own:
-            return self._own[name]
-        entry = self._by_name.get(name) or self._numbered(name)
-        return entry[1] if entry else None
+        """The thing of a name: the one shown, then the front-end's, then an id."""
+        if name in self.shown:
+            return self.shown[name]
+        number = self._number(name)
+        return None if number is None else self._by_id[number]
 
     def name_of(self, number: int, default: str) -> str:
         """What the broker calls the thing of this id."""
         return self._names.get(number, default)
 
-    def _numbered(self, text: str) -> tuple[int, T] | None:
+    def _number(self, text: str) -> int | None:
+        if text in self._numbers:
+            return self._numbers[text]
         number = int(text) if text.isdecimal() and text.isascii() else -1
-        return (number, self._by_id[number]) if number in self._by_id else None
+        return number if number in self._by_id else None
 
 
 def of_images(images: Iterable[Image], settings: Settings) -> Names[Image]:
@@ -96,15 +107,15 @@ class Directory:
 
     async def images(self, wanted: Collection[str]) -> dict[str, Image]:
         """The images of these names. Raises BackendRejected for one that is not there."""
-        if self._images is None or any(self._images.find(name) is None for name in wanted):
+        if any(self._images is None or self._images.find(name) is None for name in wanted):
             self._images = of_images(await self._front.images(), self._settings)
-        return _found(self._images, wanted, "image")
+        return _found(self._images, wanted, "image") if self._images else {}
 
     async def networks(self, wanted: Collection[str]) -> dict[str, Network]:
         """The networks of these names. Raises BackendRejected for one that is not there."""
-        if self._networks is None or any(self._networks.find(name) is None for name in wanted):
+        if any(self._networks is None or self._networks.find(name) is None for name in wanted):
             self._networks = of_networks(await self._front.networks(), self._settings)
-        return _found(self._networks, wanted, "network")
+        return _found(self._networks, wanted, "network") if self._networks else {}
 
     async def host_id(self, name: str) -> int:
         """The id of a host. Raises BackendRejected, a host's fault, if it is gone."""

@@ -26,7 +26,7 @@ SPECS: Final[tuple[ParameterSpec, ...]] = (
     _spec("datastore", ParameterKind.INT, "id of the system datastore to deploy to (fourth argument of one.vm.deploy)"),
     _spec("vcpu", ParameterKind.INT, "number of virtual CPUs; without it the cores, rounded up"),
     _spec("cpu_model", ParameterKind.STRING, "CPU_MODEL/MODEL, such as host-passthrough"),
-    _spec("graphics", ParameterKind.STRING, "GRAPHICS/TYPE, such as VNC or SPICE"),
+    _spec("graphics", ParameterKind.STRING, "GRAPHICS/TYPE, such as VNC or SPICE; listens on the host's loopback only"),
     _spec("boot", ParameterKind.STRING, "OS/BOOT, the boot order, such as disk0,nic0"),
     _spec("description", ParameterKind.STRING, "DESCRIPTION, a plain attribute for people"),
     _spec("labels", ParameterKind.STRING_LIST, "LABELS, for people and their tools"),

@@ -83,12 +83,14 @@ class Session:
         self._text = text
         self._file = file
 
-    def get(self) -> str:
+    async def get(self) -> str:
+        """The session. Raises TransientBackendError while its file cannot be read."""
         if not self._text and self._file is not None:
             try:
-                self._text = self._file.read_text(encoding="utf-8").strip()
+                text = await asyncio.to_thread(self._file.read_text, encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise TransientBackendError(f"the session file {self._file} cannot be read: {error}") from error
+            self._text = text.strip()
             if not self._text:
                 raise TransientBackendError(f"the session file {self._file} is empty")
         return self._text
@@ -100,7 +102,7 @@ class Session:
 
 
 class Rpc:
-    """Calls to one front-end. `call_int` and `call_none` change something, `read` does not."""
+    """Calls to one front-end. `call_int` is for what changes something, `read` for what does not."""
 
     def __init__(self, settings: Settings, base_directory: str) -> None:
         base = Path(base_directory)
@@ -151,7 +153,7 @@ class Rpc:
             raise TransientBackendError(f"ca_file {self._ca_file} cannot be used: {error}") from error
 
     async def _call(self, method: str, arguments: tuple[Argument, ...], *, changes: bool) -> object:
-        session = await asyncio.to_thread(self._session.get)
+        session = await self._session.get()
         body = encode(method, (session, *arguments))
         async with self._places:
             status, answer = await self._exchange(method, body, changes)

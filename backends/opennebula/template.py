@@ -58,7 +58,7 @@ def build(spec: NodeSpec, parameters: Parameters, images: Mapping[str, Image], n
     if parameters.cpu_model:
         _vector(root, "CPU_MODEL", MODEL=parameters.cpu_model)
     if parameters.graphics:
-        _vector(root, "GRAPHICS", TYPE=parameters.graphics, LISTEN="0.0.0.0")
+        _vector(root, "GRAPHICS", TYPE=parameters.graphics, LISTEN="127.0.0.1")
     if parameters.boot:
         _vector(root, "OS", BOOT=parameters.boot)
     if parameters.description:

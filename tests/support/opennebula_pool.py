@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from backends.base import (
     Action,
@@ -50,12 +51,12 @@ def identity(workspace: str = "ws-1", index: int = 0, broker: str = BROKER) -> I
     return Identity(broker_id=broker, workspace_uid=workspace, node_index=index)
 
 
-def node(host: str = "node000", *, cpu: int = 1000, memory: int = 512, **changes: object) -> NodeSpec:
+def node(host: str = "node000", *, cpu: int = 1000, memory: int = 512, **changes: Any) -> NodeSpec:
     spec = NodeSpec(identity=identity(), name="web", host=host, amounts={"cpu": cpu, "memory": memory})
-    return replace(spec, **changes)  # type: ignore[arg-type]
+    return replace(spec, **changes)
 
 
-def make(endpoint: str, session: str, clock: HandClock | None = None, **settings: object) -> OpenNebulaBackend:
+def make(endpoint: str, session: str, clock: HandClock | None = None, **settings: Any) -> OpenNebulaBackend:
     table: dict[str, object] = {"endpoint": endpoint, "session": session, "call_timeout": "20s", **settings}
     problems: list[SettingProblem] = list(adapter.check(table))
     assert problems == []
@@ -66,7 +67,7 @@ def make(endpoint: str, session: str, clock: HandClock | None = None, **settings
 
 
 @asynccontextmanager
-async def pool(one: Standin, clock: HandClock | None = None, **settings: object) -> AsyncIterator[OpenNebulaBackend]:
+async def pool(one: Standin, clock: HandClock | None = None, **settings: Any) -> AsyncIterator[OpenNebulaBackend]:
     """An open backend in front of a stand-in; `session` may be another user's."""
     session = settings.pop("session", one.session)
     assert isinstance(session, str)
@@ -78,12 +79,12 @@ async def pool(one: Standin, clock: HandClock | None = None, **settings: object)
         await backend.close()
 
 
-async def step(backend: OpenNebulaBackend, what: Step, spec: NodeSpec, backend_id: str = "", **more: object) -> str:
+async def step(backend: OpenNebulaBackend, what: Step, spec: NodeSpec, backend_id: str = "", **more: Any) -> str:
     call = StepCall(step=what, node=spec, backend_id=backend_id)
-    return await backend.perform(replace(call, **more))  # type: ignore[arg-type]
+    return await backend.perform(replace(call, **more))
 
 
-async def act(backend: OpenNebulaBackend, action: Action, spec: NodeSpec, backend_id: str = "", **more: object) -> str:
+async def act(backend: OpenNebulaBackend, action: Action, spec: NodeSpec, backend_id: str = "", **more: Any) -> str:
     """All steps of an action, as the engine would take them."""
     steps = backend.steps(action)
     assert steps, action
