@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.core.placement import Never, NotNow, Outcome, Plan, PoolSnapshot, ReasonCode, Window
+from broker.core.placement import HostInventory, Never, NotNow, Outcome, Plan, PoolSnapshot, ReasonCode, Window
 from tests.support.placement_cases import HOUR, NOW, ask, host, nodes, occupy, placed, pool, reason, verdict
 
 
@@ -159,3 +159,21 @@ def test_a_lease_over_several_pools_lasts_the_least_of_their_defaults() -> None:
     answer = ask(nodes(pool="a"), nodes(pool="b"), nodes(pool="c"), at=[a, b, c], window=Window(start=NOW))
     assert isinstance(answer, Plan)
     assert answer.end == NOW + 2 * HOUR
+
+
+def test_a_pool_in_several_routes_is_judged_with_all_the_sets_it_would_take() -> None:
+    """The named set alone fits in pool b; together with the one that names no pool it does not."""
+    a, b = pool("a", hosts=[host("a1", memory=512)]), pool("b", hosts=[host("b1")])
+    answer = ask(nodes(memory=3000, pool="b"), nodes(memory=3000), at=[a, b])
+    assert isinstance(answer, Never)
+    assert verdict(answer, "a").outcome is Outcome.NEVER
+    assert verdict(answer, "b").outcome is Outcome.NEVER
+
+
+def test_a_pool_without_hosts_never_fits() -> None:
+    empty = replace(pool("a"), hosts=HostInventory.build([]))
+    for wanted in ([nodes()], [nodes(3)], [nodes(2), nodes(memory=5)]):
+        answer = ask(*wanted, at=empty)
+        assert isinstance(answer, Never)
+        assert verdict(answer, "a").nodes_fit == 0
+    assert where(ask(nodes(), at=[empty, pool("b")])) == ["b"]

@@ -1,0 +1,135 @@
+"""Which pool each set of a request may go to, and what comes of trying it.
+
+A set that names a pool goes there. Those that name none stay together: in the request's pool, or in each
+pool of the snapshots in turn, one attempt a pool. Nothing is chosen or explained here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from broker.core.answers import Reason
+from broker.core.arrange import Arrangement, score
+from broker.core.demand import PlacementRequest, Window
+from broker.core.feasibility import Case
+from broker.core.gates import gates, lease_length, starts
+from broker.core.inventory import PoolSnapshot
+from broker.core.search import SearchLimit
+from broker.core.slots import INFINITY, to_us
+from broker.core.timing import end_of, first_fit, fit_at
+
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One way to route the request: which sets go to which pool, and what came of it."""
+
+    candidate: str  # the pool of the sets that name none; empty if all name one
+    pools: tuple[PoolSnapshot, ...]
+    cases: tuple[Case, ...]  # one a pool
+    closed: tuple[list[Reason], ...]  # gates, one list a pool
+    start: int = 0  # microseconds, as all here
+    until: int = 0  # the latest start
+    length: int = INFINITY
+    placed: list[Arrangement] | None = None
+    scores: list[float] = field(default_factory=list)
+    undecided: bool = False
+
+    @property
+    def full(self) -> bool:
+        """Whether every set got its full count."""
+        return self.placed is not None and all(
+            len(rows) == count
+            for case, placed in zip(self.cases, self.placed, strict=True)
+            for rows, count in zip(placed, case.counts, strict=True)
+        )
+
+    @property
+    def order(self) -> tuple[object, ...]:
+        """Sort key among attempts that fit, the best first: all but the candidate is common to them."""
+        preference = sum(pool.preference for pool in self.pools if pool.name == self.candidate)
+        return (not self.full, -preference, self.start, -min(self.scores), self.candidate)
+
+
+def routes(
+    request: PlacementRequest, snapshots: Mapping[str, PoolSnapshot]
+) -> list[tuple[str, dict[str, list[int]]]]:
+    """Return the ways to route the sets: (pool of those that name none, pool -> sets), by name."""
+    named: dict[str, list[int]] = {}
+    unnamed: list[int] = []
+    for index, wanted in enumerate(request.sets):
+        if wanted.pool is None:
+            unnamed.append(index)
+        else:
+            named.setdefault(wanted.pool, []).append(index)
+    if not unnamed:
+        return [("", dict(sorted(named.items())))]
+    candidates = sorted(snapshots) if request.pool is None else [request.pool]
+    found = []
+    for candidate in candidates:
+        route = {**named, candidate: sorted([*named.get(candidate, ()), *unnamed])}
+        found.append((candidate, dict(sorted(route.items()))))
+    return found
+
+
+def make_attempt(
+    request: PlacementRequest,
+    window: Window,
+    candidate: str,
+    route: Mapping[str, Sequence[int]],
+    snapshots: Mapping[str, PoolSnapshot],
+) -> Attempt:
+    """Return an attempt not yet placed: what is needed where, which gates are closed, when it may start."""
+    pools = tuple(snapshots[name] for name in route)
+    length = lease_length(window, pools)
+    cases: list[Case] = []
+    closed: list[list[Reason]] = []
+    start, until = 0, INFINITY
+    for pool, indices in zip(pools, route.values(), strict=True):
+        sets = [request.sets[index] for index in indices]
+        reasons = gates(pool, request, sets, length)
+        allowed = starts(window, length, pool)
+        if isinstance(allowed, Reason):
+            reasons.append(allowed)
+        else:
+            start, until = max(start, to_us(allowed[0])), min(until, to_us(allowed[1]))
+        cases.append(Case(pool, indices, sets))
+        closed.append(reasons)
+    return Attempt(
+        candidate=candidate,
+        pools=pools,
+        cases=tuple(cases),
+        closed=tuple(closed),
+        start=start,
+        until=until,
+        length=INFINITY if length is None else length // _MICROSECOND,
+    )
+
+
+def place(attempt: Attempt, search_limit: int) -> None:
+    """Find the earliest start in the window, and where; leaves `placed` None if there is none, or it is
+    undecided.
+    """
+    if any(attempt.closed):
+        return
+    cases, length = attempt.cases, attempt.length
+    try:
+        placed = fit_at(cases, attempt.start, length, search_limit)
+        if placed is None and attempt.until > attempt.start:
+            later = first_fit(cases, attempt.start, attempt.until, length, search_limit)
+            if later is not None:
+                placed = fit_at(cases, later, length, search_limit)
+                attempt.start = later
+    except SearchLimit:
+        attempt.undecided = True
+        return
+    if placed is None:
+        return
+    attempt.placed = placed
+    end = end_of(attempt.start, length)
+    attempt.scores = [
+        score(case, case.room(attempt.start, end), rows) for case, rows in zip(cases, placed, strict=True)
+    ]
