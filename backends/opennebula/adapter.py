@@ -26,11 +26,11 @@ from backends.base import (
     SettingProblem,
     Step,
     StepCall,
-    TransientBackendError,
 )
 from backends.opennebula import inventory, names, parameters
 from backends.opennebula import settings as pool_settings
 from backends.opennebula.documents import Vm
+from backends.opennebula.failures import NotYet
 from backends.opennebula.frontend import FrontEnd
 from backends.opennebula.inventory import Accountant, Reading
 from backends.opennebula.names import Directory
@@ -137,7 +137,7 @@ class OpenNebulaBackend:
         if vm.identity is None:
             # Somebody replaced its attributes, or the front-end was set up anew. Neither "it is gone" nor
             # "that is it" would be safe to say.
-            raise TransientBackendError(f"VM {backend_id} ({vm.name}) bears no tag any more: an operator must look")
+            raise NotYet(f"VM {backend_id} ({vm.name}) bears no tag any more: an operator must look")
         if vm.identity != identity:
             return absent(identity, backend_id, f"VM {backend_id} is another one now ({vm.name})")
         return self._node(vm, identity)

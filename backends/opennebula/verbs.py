@@ -22,11 +22,10 @@ from backends.base import (
     Observation,
     Step,
     StepCall,
-    TransientBackendError,
 )
 from backends.opennebula import parameters, states, template
 from backends.opennebula.documents import Disk, Vm
-from backends.opennebula.failures import Code, RefusedByFrontEnd
+from backends.opennebula.failures import Code, NotYet, RefusedByFrontEnd
 from backends.opennebula.frontend import FrontEnd
 from backends.opennebula.goals import GOALS, Look, Verdict, judge
 from backends.opennebula.names import Directory
@@ -172,7 +171,7 @@ class Verbs:
             case Verdict.RECOVER:
                 await self._rpc.call_int("one.vm.recover", vm.vm_id, _RECOVER_RETRY)
             case Verdict.RETRY:
-                raise TransientBackendError(f"{text}: to be tried again once it has settled") from refusal
+                raise NotYet(f"{text}: to be tried again once it has settled") from refusal
             case Verdict.HOST:
                 raise BackendRejected(text, host_fault=True) from refusal
             case Verdict.NEVER:
@@ -187,7 +186,7 @@ class Verbs:
             if _is_ending(vm, call.force) or await self._ended(vm, call.force):
                 return str(vm.vm_id)
             vm = await self._known(vm.vm_id, call.node.identity)
-        raise TransientBackendError(
+        raise NotYet(
             f"OpenNebula ends no VM in {states.word(vm.state, vm.lcm)}: VM {vm.vm_id} is to be tried again once it "
             "has settled, or with force"
         )

@@ -15,9 +15,9 @@ from backends.base import (
     Observation,
     ObservedHost,
     Step,
-    TransientBackendError,
 )
 from backends.opennebula.adapter import OpenNebulaBackend
+from backends.opennebula.failures import NotYet
 from backends.opennebula.standin import (
     DatastoreConfig,
     HostConfig,
@@ -247,6 +247,6 @@ async def test_a_tag_that_was_taken_off_is_an_operators_business(one: Standin) -
     async with pool(one) as backend:
         vm = await running(backend, node())
         one.call("one.vm.update", int(vm), "", 0)
-        with pytest.raises(TransientBackendError, match="no tag any more"):
+        with pytest.raises(NotYet, match="no tag any more"):
             await backend.find(identity(), vm)
         assert list(await backend.observe()) == []

@@ -13,9 +13,9 @@ from backends.base import (
     BackendRejected,
     Observation,
     Step,
-    TransientBackendError,
 )
 from backends.opennebula.adapter import OpenNebulaBackend
+from backends.opennebula.failures import NotYet
 from backends.opennebula.observing import SETTLE_SECONDS
 from backends.opennebula.standin import HostConfig, ImageConfig, NetworkConfig, Standin, StandinConfig
 from tests.support.opennebula_pool import HandClock, act, identity, node, pool, running, seen, step
@@ -195,7 +195,7 @@ async def test_terminate_in_between_waits_unless_forced(one: Standin, backend: O
     vm = await running(backend, spec)
     one.hold("SHUTDOWN_POWEROFF")
     await step(backend, Step.STOP, spec, vm)
-    with pytest.raises(TransientBackendError, match="SHUTDOWN_POWEROFF"):
+    with pytest.raises(NotYet, match="SHUTDOWN_POWEROFF"):
         await step(backend, Step.TERMINATE, spec, vm)
     await step(backend, Step.TERMINATE, spec, vm, force=True)
     one.release()
@@ -337,7 +337,7 @@ async def test_a_lost_host_is_silence(one: Standin, backend: OpenNebulaBackend) 
     one.fail_host("node000")
     found = await seen(backend, vm, Observation.SILENT)
     assert (found.detail, found.host) == ("UNKNOWN", "node000")
-    with pytest.raises(TransientBackendError, match="UNKNOWN"):
+    with pytest.raises(NotYet, match="UNKNOWN"):
         await step(backend, Step.SUSPEND, node(), vm)
 
 
