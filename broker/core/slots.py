@@ -359,6 +359,8 @@ class SlotTable:
             self._active[:, row] += self._amounts[:, at]
         else:
             heapq.heappush(self._later, (start, at))
+            if len(self._later) > 2 * len(self._index) + 64:
+                self._later = self._ahead(self._now)  # plans made and dropped again leave entries behind
 
     def _grow(self) -> None:
         spare = np.full_like(self._start, INFINITY)
@@ -393,9 +395,14 @@ class SlotTable:
         starts = self._start[: len(self._keys)]
         self._active[:] = 0
         self._count(np.flatnonzero(starts <= now))
-        ahead = np.flatnonzero((starts > now) & (starts < INFINITY))
-        self._later = sorted(zip(starts[ahead].tolist(), ahead.tolist(), strict=True))
+        self._later = self._ahead(now)
         self._now = now
+
+    def _ahead(self, now: int) -> list[tuple[int, int]]:
+        """The heap of slots that start after an instant, made anew; a sorted list is one."""
+        starts = self._start[: len(self._keys)]
+        ahead = np.flatnonzero((starts > now) & (starts < INFINITY))
+        return sorted(zip(starts[ahead].tolist(), ahead.tolist(), strict=True))
 
     def _count(self, begun: NDArray[np.intp]) -> None:
         self.add_to(self._active, begun, 1)

@@ -137,3 +137,15 @@ def test_rows_follow_an_inventory_also_when_a_host_is_added_in_the_middle() -> N
     grown = ("a", "b", "c")
     rows = table.rows_of(grown)
     assert table.peak(NOW, None, NOW)[0][rows].tolist() == [0, 0, 3]
+
+
+def test_plans_made_and_dropped_again_leave_nothing_behind() -> None:
+    """A queue plans its starts anew all the time; one that stays must still begin when its time comes."""
+    table = SlotTable(["cpu"])
+    table.hold(("stays", 0, "node"), "h", {"cpu": 1}, NOW + HOUR, None)
+    for number in range(1000):
+        table.hold(("soft", 0, "node"), "h", {"cpu": 5}, NOW + HOUR + timedelta(seconds=number % 7), None)
+        table.release(("soft", 0, "node"))
+    assert len(table._later) < 100
+    assert peak(table, "h", "cpu", NOW, NOW + 2 * HOUR) == 1
+    assert table.peak(NOW + HOUR, None, NOW + HOUR)[0, table.host_row("h")] == 1
