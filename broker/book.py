@@ -124,7 +124,8 @@ class Book:
         """Called with each task that a durable transaction wrote."""
         self.on_workspace: list[Callable[[Workspace], None]] = []
         """Called with each workspace that a durable transaction wrote."""
-        self._pool_workspaces: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        self.live_nodes: defaultdict[str, set[NodeKey]] = defaultdict(set)
+        """The nodes of each pool that are not final."""
         self._uids: dict[tuple[str, str], str] = {}
         self._names: list[tuple[str, str]] = []  # (tenant, id), sorted
         self._requests_of: defaultdict[str, set[tuple[str, str, str]]] = defaultdict(set)
@@ -158,8 +159,8 @@ class Book:
             yield self._names[place]
 
     def in_pool(self, pool: str) -> list[Workspace]:
-        """The workspaces that have a node in a pool which is not final."""
-        return [self.workspaces[uid] for uid in self._pool_workspaces[pool]]
+        """The workspaces that have a node in a pool which is not final, by uid."""
+        return [self.workspaces[uid] for uid in sorted({uid for uid, _ in self.live_nodes[pool]})]
 
     def requests_of(self, uid: str) -> tuple[tuple[str, str, str], ...]:
         """The request ids that a workspace's record keeps alive."""
@@ -180,8 +181,11 @@ class Book:
             self.calls_in_flight -= 1
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
-        """A transaction. An exception inside takes it back whole; else it is handed to the store on leaving."""
+    def transaction(self, *, awaited: bool = False) -> Iterator[Transaction]:
+        """A transaction. An exception inside takes it back whole; else it is handed to the store on leaving.
+
+        `awaited`: a caller waits for it, so that it need not wait for others unless there are some.
+        """
         transaction = Transaction(self)
         try:
             yield transaction
@@ -189,12 +193,12 @@ class Book:
             transaction._take_back()
             raise
         if not transaction._before:
+            for callback in transaction.after_commit:
+                callback()
             return
-        rows: list[Row] = [
-            Row(table, key, self._records(table).get(key)) for table, key in transaction._before
-        ]
+        rows: list[Row] = [Row(table, key, self._records(table).get(key)) for table, key in transaction._before]
         self._unconfirmed.append(transaction)
-        durable = self._store.submit(rows, alone=self.calls_in_flight <= 1)
+        durable = self._store.submit(rows, alone=awaited and self.calls_in_flight <= 1)
         transaction._durable = durable
         durable.add_done_callback(lambda future: self._confirm(transaction, future))
 
@@ -276,10 +280,13 @@ class Book:
         if new is not None:
             for pool, resource, amount in quota_use(new):
                 self._use(new.tenant, pool, resource, amount)
-        for pool in _pools_of(old) - _pools_of(new):
-            self._pool_workspaces[pool].pop(cast(Workspace, old).uid, None)
-        for pool in _pools_of(new) - _pools_of(old):
-            self._pool_workspaces[pool][cast(Workspace, new).uid] = None
+        if old is not None:
+            for node in old.nodes:
+                self.live_nodes[node.pool].discard((old.uid, node.index))
+        if new is not None:
+            for node in new.nodes:
+                if not node.state.final:
+                    self.live_nodes[node.pool].add((new.uid, node.index))
         released = {holding.key: holding for holding in holdings(old)} if old is not None else {}
         held = {holding.key: holding for holding in holdings(new)} if new is not None else {}
         for key, holding in released.items():
@@ -295,10 +302,3 @@ class Book:
         self.used[(tenant, "", resource)] += amount
         if pool:
             self.used[(tenant, pool, resource)] += amount
-
-
-def _pools_of(workspace: Workspace | None) -> set[str]:
-    """The pools in which a workspace has a node that is not final."""
-    if workspace is None:
-        return set()
-    return {node.pool for node in workspace.nodes if not node.state.final}

@@ -95,7 +95,7 @@ class Operators:
     async def set_draining(self, name: str, draining: bool) -> PoolView:
         """Closes a pool to new workspaces, or opens it again."""
         self._pool(name)
-        with self._book.call(), self._book.transaction() as tx:
+        with self._book.call(), self._book.transaction(awaited=True) as tx:
             tx.set(draining_key(name), "1" if draining else None)
         await tx.durable()
         self._moved_on(name)
@@ -166,7 +166,7 @@ class Operators:
     async def set_cordoned(self, name: str, host_name: str, cordoned: bool) -> HostView:
         """Closes a host to new nodes, or opens it again."""
         self.host(name, host_name)
-        with self._book.call(), self._book.transaction() as tx:
+        with self._book.call(), self._book.transaction(awaited=True) as tx:
             tx.set(cordon_key(name, host_name), "1" if cordoned else None)
         await tx.durable()
         self._moved_on(name)
@@ -212,7 +212,7 @@ class Operators:
             request = node_again(workspace, node, exclude=(node.host,))
             answer = plan(request, snapshots([pool], now), rest_of_lease(workspace, now))
             if isinstance(answer, Plan):
-                with self._book.transaction() as tx:
+                with self._book.transaction(awaited=True) as tx:
                     begin(
                         tx,
                         self._pools,
@@ -233,7 +233,7 @@ class Operators:
         }.get(node.state)
         if not suspend or releasing is None or Capability.RELEASE not in can:
             return False
-        with self._book.transaction() as tx:
+        with self._book.transaction(awaited=True) as tx:
             begin(tx, self._pools, workspace, {index: releasing}, now, cause=Cause.OPERATOR)
         await tx.durable()
         return True

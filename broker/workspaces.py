@@ -207,7 +207,7 @@ class Workspaces:
         self._check_quota(request.tenant, draft)
         if request.validate_only:
             return draft
-        with self._book.transaction() as tx:
+        with self._book.transaction(awaited=True) as tx:
             if draft.state is State.RESERVED:
                 workspace = tx.put(draft)
             else:
@@ -342,7 +342,7 @@ class Workspaces:
                 return known
             workspace = self._matching(target.tenant, target.workspace_id, target.etag)
             now = self._clock.now()
-            with self._book.transaction() as tx:
+            with self._book.transaction(awaited=True) as tx:
                 changed = self._verb(tx, verb, workspace, target.node_indexes, now, force, release)
                 self._remember(tx, target.tenant, method, target.request_id, target.digest, workspace.uid, now)
             await tx.durable()
@@ -504,7 +504,7 @@ class Workspaces:
                     ]
                 )
             now = self._clock.now()
-            with self._book.transaction() as tx:
+            with self._book.transaction(awaited=True) as tx:
                 changed = self._verb(
                     tx,
                     Verb.SAVE,
@@ -535,7 +535,7 @@ class Workspaces:
             changed = self._updated(workspace, request, now)
             if request.validate_only:
                 return changed
-            with self._book.transaction() as tx:
+            with self._book.transaction(awaited=True) as tx:
                 changed = tx.put(changed)
                 self._remember(
                     tx,

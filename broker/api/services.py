@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, Final, TypeVar
 
@@ -134,7 +133,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
                 tasks[node.index] = task
             at = self._engine.seen_at(key, node.pool)
             if at is not None:
-                seen[node.index] = datetime.fromtimestamp(at, UTC)
+                seen[node.index] = at
         return render.workspace(workspace, state_message=_message(workspace), tasks=tasks, observe_times=seen)
 
     @answered

@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from backends.base import BackendError
 from broker.book import Book
@@ -109,10 +110,10 @@ class Engine:
                 retry_after=self.work[pool].pool.settings.breaker.probe_interval,
             ) from error
 
-    def seen_at(self, key: NodeKey, pool: str) -> float | None:
-        """When a node was last seen, in seconds since 1970; None before it was."""
+    def seen_at(self, key: NodeKey, pool: str) -> datetime | None:
+        """When a node was last seen; None where the last look at its pool did not see it."""
         work = self.work.get(pool)
-        return work.observer.seen_at.get(key) if work is not None else None
+        return work.observer.seen_at(key) if work is not None else None
 
     def _on_task(self, task: Task) -> None:
         work = self.work.get(task.pool)

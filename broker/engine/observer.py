@@ -12,7 +12,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from backends.base import Action, BackendError, Observation, ObservedNode
@@ -20,7 +20,7 @@ from broker.book import Book
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Failure, Reason
 from broker.core.lifecycle import HARDER_AFTER_SECONDS, Do, Effect, Seen, observe
-from broker.core.model import Cause, Node, NodeKey, SeenNic, State, Task, Workspace
+from broker.core.model import FINAL, Cause, Node, NodeKey, SeenNic, State, Task, Workspace
 from broker.engine.breaker import Breaker
 from broker.engine.driver import Driver
 from broker.engine.retry import interrupted_sleep
@@ -35,6 +35,11 @@ QUICKEST_ROUND: Final = 0.05
 """Seconds between rounds right after a step was accepted; they double up to SLOWEST_ROUND while nothing comes."""
 
 SLOWEST_ROUND: Final = 1.0
+
+ROUNDS_SHARE: Final = 10
+"""Seconds of pause for each second that a round takes."""
+
+NOT_BEGUN_OR_FINAL: Final = FINAL | {State.PENDING, State.RESERVED}
 
 END_AGAIN_AFTER: Final = 5.0
 """Seconds after which a VM that was told to end and still shows as before is told again."""
@@ -66,7 +71,9 @@ class Observer:
         self._soon = asyncio.Event()
         self._looking = asyncio.Lock()
         self._missing_before: frozenset[NodeKey] = frozenset()
-        self.seen_at: dict[NodeKey, float] = {}
+        self._seen: dict[NodeKey, ObservedNode] = {}
+        self._seen_at: datetime | None = None
+        self._concluded: dict[NodeKey, tuple[Node, ObservedNode]] = {}  # what led to nothing, and on which node
         self.on_room: Callable[[], None] = lambda: None
         """Called when capacity may have come free."""
 
@@ -79,8 +86,8 @@ class Observer:
         pause = 0.0
         next_refresh = self._clock.monotonic()
         while True:
-            now = self._clock.monotonic()
-            refresh_due = now >= next_refresh
+            began = self._clock.monotonic()
+            refresh_due = began >= next_refresh
             try:
                 if refresh_due:
                     await self.refresh()
@@ -104,7 +111,11 @@ class Observer:
                 pause = min(max(pause * 2, QUICKEST_ROUND), SLOWEST_ROUND)
             else:
                 pause = next_refresh - now
-            await interrupted_sleep(self._clock, max(0.0, min(pause, next_refresh - now)), self._soon)
+            # A round looks at every VM: rounds never take more than a share of the time.
+            least = min(SLOWEST_ROUND, (now - began) * ROUNDS_SHARE)
+            if least > 0.0:
+                await self._clock.sleep(least)
+            await interrupted_sleep(self._clock, max(0.0, min(pause, next_refresh - now) - least), self._soon)
 
     def _awaited(self) -> bool:
         """Whether anything is accepted and not yet seen done."""
@@ -138,32 +149,62 @@ class Observer:
             return await self._conclude(nodes, asked)
 
     async def _conclude(self, nodes: Sequence[ObservedNode], asked: float) -> int:
-        seen: dict[NodeKey, ObservedNode] = {}
-        for observed in nodes:
-            seen.setdefault((observed.identity.workspace_uid, observed.identity.node_index), observed)
-        self._keep_strays(nodes, seen)
-        live = self._live()
-        missing = frozenset(key for key in live if key not in seen and self._counts(key, asked) and self._made(key))
+        seen = self._owned(nodes)
+        live = self._book.live_nodes[self.pool.name]
+        missing = frozenset(key for key in live - seen.keys() if self._counts(key, asked) and self._made(key))
         doubted = len(missing) > MANY_MISSING and len(missing) * 10 > len(live) and not missing <= self._missing_before
         self._missing_before = missing
         if not doubted:
             seen.update(zip(missing, await asyncio.gather(*map(self._ask_for, missing)), strict=True))
-        return self.apply({key: each for key, each in seen.items() if key in live and self._counts(key, asked)})
+        self._seen, self._seen_at = seen, self._clock.now()
+        return self.apply({key: each for key, each in seen.items() if self._is_news(key, each, asked)})
+
+    def _owned(self, nodes: Iterable[ObservedNode]) -> dict[NodeKey, ObservedNode]:
+        """The VMs of live nodes, by node; the others bear this broker's tag and are strays: counted as foreign by
+        who reads the pool, shown, and left alone."""
+        now = self._clock.now()
+        seen: dict[NodeKey, ObservedNode] = {}
+        strays = {}
+        workspaces = self._book.workspaces
+        for observed in nodes:
+            identity = observed.identity
+            key = (identity.workspace_uid, identity.node_index)
+            workspace = workspaces.get(key[0])
+            node = workspace.nodes[key[1]] if workspace is not None and key[1] < len(workspace.nodes) else None
+            if (
+                node is not None
+                and node.state not in NOT_BEGUN_OR_FINAL
+                and key not in seen
+                and (not node.backend_id or node.backend_id == observed.backend_id)
+            ):
+                seen[key] = observed
+                continue
+            known = self.pool.strays.get(observed.backend_id)
+            strays[observed.backend_id] = (observed, known[1] if known else now)
+            if known is None:
+                log.warning("pool=%s stray=%s workspace=%s node=%d", self.pool.name, observed.backend_id, *key)
+        self.pool.strays = strays
+        return seen
+
+    def _is_news(self, key: NodeKey, observed: ObservedNode, asked: float) -> bool:
+        """Whether an observation can change anything: not what led to nothing before, on the very same node."""
+        concluded = self._concluded.get(key)
+        if concluded is not None:
+            workspace = self._book.workspaces.get(key[0])
+            node, before = concluded
+            if workspace is not None and workspace.nodes[key[1]] is node and (before is observed or before == observed):
+                return False
+        return key in self._book.live_nodes[self.pool.name] and self._counts(key, asked)
+
+    def seen_at(self, key: NodeKey) -> datetime | None:
+        """When a node was last seen; None where the last look did not see it."""
+        return self._seen_at if key in self._seen else None
 
     async def _ask_for(self, key: NodeKey) -> ObservedNode:
         """Asks for one VM that a document did not have."""
         workspace = self._book.workspaces[key[0]]
         node = workspace.nodes[key[1]]
         return await self._driver.queued("find", lambda: self._driver.find(workspace, node))
-
-    def _live(self) -> set[NodeKey]:
-        """The nodes of this pool that are not final."""
-        return {
-            (workspace.uid, node.index)
-            for workspace in self._book.in_pool(self.pool.name)
-            for node in workspace.nodes
-            if node.pool == self.pool.name and not node.state.final
-        }
 
     def _made(self, key: NodeKey) -> bool:
         """Whether a VM of the node should be there at all."""
@@ -175,28 +216,6 @@ class Observer:
         if task is not None and task.step is not None:
             return False
         return self._driver.accepted.get(key, float("-inf")) < asked
-
-    def _keep_strays(self, nodes: Iterable[ObservedNode], seen: dict[NodeKey, ObservedNode]) -> None:
-        """VMs with this broker's tag and no live node; they count as foreign and are left alone."""
-        now = self._clock.now()
-        strays = {}
-        for observed in nodes:
-            key = (observed.identity.workspace_uid, observed.identity.node_index)
-            workspace = self._book.workspaces.get(key[0])
-            node = workspace.nodes[key[1]] if workspace is not None and key[1] < len(workspace.nodes) else None
-            owned = (
-                node is not None
-                and not node.state.final
-                and node.state not in (State.PENDING, State.RESERVED)
-                and seen[key] is observed
-                and (not node.backend_id or node.backend_id == observed.backend_id)
-            )
-            if not owned:
-                known = self.pool.strays.get(observed.backend_id)
-                strays[observed.backend_id] = (observed, known[1] if known else now)
-                if known is None:
-                    log.warning("pool=%s stray=%s workspace=%s node=%d", self.pool.name, observed.backend_id, *key)
-        self.pool.strays = strays
 
     def apply(self, seen: dict[NodeKey, ObservedNode]) -> int:
         """Acts on what was seen, in one transaction; returns how many nodes changed state."""
@@ -220,6 +239,11 @@ class Observer:
                     settled = self._settled(workspace, node, task, observed, effect)
                     if settled is not node:
                         nodes[index] = settled
+                    elif task is None and effect.do is Do.KEEP:
+                        self._concluded[uid, index] = (node, observed)
+                    if settled.state.final:
+                        self._concluded.pop((uid, index), None)
+                        self._driver.accepted.pop((uid, index), None)
                     if settled.state is not node.state:
                         changed += 1
                         cause = settled.cause
@@ -244,17 +268,7 @@ class Observer:
                         written.revision,
                     )
                 tx.after_commit.extend(later)
-        self._note_seen(seen)
         return changed
-
-    def _note_seen(self, seen: Iterable[NodeKey]) -> None:
-        now = self._clock.now().timestamp()
-        for key in seen:
-            if self._book.workspaces[key[0]].nodes[key[1]].state.final:
-                self.seen_at.pop(key, None)
-                self._driver.accepted.pop(key, None)
-            else:
-                self.seen_at[key] = now
 
     def _effect(self, workspace: Workspace, node: Node, task: Task | None, observed: ObservedNode) -> Effect:
         word = Seen(observed.observation.value)

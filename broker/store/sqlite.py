@@ -90,9 +90,7 @@ class SqliteStore:
         try:
             descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StoreProblem(
-                f"cannot create {lock_path}: {error.strerror}; choose another server.state"
-            ) from error
+            raise StoreProblem(f"cannot create {lock_path}: {error.strerror}; choose another server.state") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -154,8 +152,12 @@ class SqliteStore:
             self._pending[row.table, row.key] = row
         future: asyncio.Future[None] = loop.create_future()
         self._waiting.append(future)
-        if self._timer is None:
-            self._timer = loop.call_soon(self.flush) if alone else loop.call_later(GROUP_WINDOW, self.flush)
+        if alone:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_soon(self.flush)
+        elif self._timer is None:
+            self._timer = loop.call_later(GROUP_WINDOW, self.flush)
         return future
 
     def flush(self) -> None:
