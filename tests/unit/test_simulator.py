@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import textwrap
 import time
+import tomllib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,6 +115,12 @@ def test_a_pool_without_hosts_is_a_mistake() -> None:
     assert [problem.key for problem in simulator.check({})] == ["hosts"]
     with pytest.raises(ValueError, match="hosts: is required"):
         simulator.create({}, BackendContext(pool="p", broker_id="b", clock=ManualClock(datetime.now(UTC))))
+
+
+def test_the_settings_in_the_documentation_are_good() -> None:
+    text = (simulator.__doc__ or "").partition("optional:\n")[2]
+    problems = simulator.check(tomllib.loads(textwrap.dedent(text)))
+    assert problems == []
 
 
 @pytest.mark.parametrize("value", ["500ms", 0.5, "0.5s", "0.5"])
