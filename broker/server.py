@@ -115,7 +115,10 @@ class Broker:
         self.operators = Operators(self.book, self.pools, self.engine, self.clock, settings)
         self._calls = Calls(settings.server.call_timeout)
         self._server = self._make_server(PageTokens(page_key))
-        port = self._server.add_insecure_port(settings.server.listen)
+        try:
+            port = self._server.add_insecure_port(settings.server.listen)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {settings.server.listen}: {error}") from error
         await self.engine.start()
         await self._server.start()
         self._tasks.append(asyncio.create_task(self._tell_health(), name="health"))
