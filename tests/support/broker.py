@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -83,9 +84,7 @@ class Running:
         answer = await getattr(self.workspaces, f"{verb}Workspace")(request_type(target=target, **options))
         return answer.workspace  # type: ignore[no-any-return]
 
-    async def until(
-        self, name: str, *states: str, timeout: float = 20.0, step: float = 0.0
-    ) -> pb.Workspace:
+    async def until(self, name: str, *states: str, timeout: float = 20.0, step: float = 0.0) -> Any:
         """Waits until a workspace is in one of the states; on a manual clock time moves by `step` a look."""
         wanted = {pb.Workspace.State.Value(f"STATE_{state}") for state in states}
         return await self.eventually(lambda: self.get(name), lambda ws: ws.state in wanted, timeout, step)
@@ -101,7 +100,7 @@ class Running:
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
             seen = look()
-            if asyncio.iscoroutine(seen):
+            if inspect.isawaitable(seen):
                 seen = await seen
             if holds(seen):
                 return seen
@@ -159,9 +158,7 @@ async def running(
     running_broker = Running(broker, port)
     try:
         if ready:
-            await running_broker.eventually(
-                lambda: [pool.reachable.is_set() for pool in broker.pools.values()], all
-            )
+            await running_broker.eventually(lambda: [pool.reachable.is_set() for pool in broker.pools.values()], all)
         yield running_broker
     finally:
         await running_broker.channel.close()
