@@ -15,9 +15,7 @@ from clients.transport import CALL_SECONDS, DEFAULT_SERVER, channel_options, met
 class AsyncClient:
     """The API under asyncio; make it inside the running loop."""
 
-    def __init__(
-        self, server: str = DEFAULT_SERVER, *, credentials: grpc.ChannelCredentials | None = None
-    ) -> None:
+    def __init__(self, server: str = DEFAULT_SERVER, *, credentials: grpc.ChannelCredentials | None = None) -> None:
         options = channel_options()
         self.channel = (
             grpc.aio.secure_channel(server, credentials, options=options)

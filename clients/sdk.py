@@ -331,14 +331,10 @@ class Client:
         finally:
             stream.cancel()
 
-    def _since(
-        self, parent: str, labels: Mapping[str, str] | None, revision: int
-    ) -> tuple[list[Change], int]:
+    def _since(self, parent: str, labels: Mapping[str, str] | None, revision: int) -> tuple[list[Change], int]:
         """What a list shows to have changed after `revision`, in order, and where to watch on from."""
         every = State.keys()[1:]  # the final ones, too: an end is a change
-        request = api.ListWorkspacesRequest(
-            parent=parent, states=every, label_selector=labels, page_size=PAGE
-        )
+        request = api.ListWorkspacesRequest(parent=parent, states=every, label_selector=labels, page_size=PAGE)
         pages = list(self._pages(request))
         changed = [
             Change(workspace, Workspace.STATE_UNSPECIFIED, workspace.revision, None)

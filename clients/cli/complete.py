@@ -24,9 +24,7 @@ class Name(click.ParamType):  # type: ignore[type-arg]  # generic only from clic
         self.name = name
         self._ask = ask
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Names that begin as typed."""
         session = ctx.find_root().ensure_object(Session)
         try:

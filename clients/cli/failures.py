@@ -96,9 +96,7 @@ def exit_code(error: BrokerError) -> Exit:
     return _BY_FAMILY[type(error)]
 
 
-def explain(
-    error: BrokerError, *, server: str, check_line: str = "workspace check ..."
-) -> list[RenderableType]:
+def explain(error: BrokerError, *, server: str, check_line: str = "workspace check ...") -> list[RenderableType]:
     """What happened, with every detail, and what to do."""
     lines: list[RenderableType] = [clean(f"Error: {_what(error, server)}", keep="\n")]
     lines += [clean(f"  {v.subject}: {v.message or v.reason}") for v in error.violations]

@@ -45,9 +45,7 @@ def typed_value(text: str, kind: int) -> ParameterValue:
     return value
 
 
-def typed_parameters(
-    session: Session, given: Iterable[tuple[str, str]], pool: str
-) -> Mapping[str, ParameterValue]:
+def typed_parameters(session: Session, given: Iterable[tuple[str, str]], pool: str) -> Mapping[str, ParameterValue]:
     """The values of --param, by the specs of the pool or, where none is named, of all pools."""
     pairs = dict(given)
     if not pairs:

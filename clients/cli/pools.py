@@ -73,7 +73,7 @@ def _closing(name: str, closed: bool, summary: str) -> click.Command:
 
     @pass_session
     def change(session: Session, host: str) -> None:
-        if ("/" in host and not host.startswith("pools/")) or "/hosts/" in host:
+        if "/" in host.removeprefix("pools/"):
             changed = session.client.set_cordoned(_host(host), closed)
             session.show(changed, host_table([changed]))
         else:

@@ -55,12 +55,8 @@ _NODE_FLAGS = (
     click.option("--image", help="Image to boot from."),
     click.option("--type", "instance_type", metavar="NAME", help="A size the site has named."),
     click.option("--cpu", type=Parsed("CORES", parse_cpu), help="Cores a node: 2, 0.5 or 500m."),
-    click.option(
-        "--memory", type=Parsed("SIZE", parse_mib), help="Memory a node: 4GiB, 512MiB; MiB without a unit."
-    ),
-    click.option(
-        "--disk", type=Parsed("SIZE", parse_mib), help="Disk a node: 20GiB; 20GB is rounded up to MiB."
-    ),
+    click.option("--memory", type=Parsed("SIZE", parse_mib), help="Memory a node: 4GiB, 512MiB; MiB without a unit."),
+    click.option("--disk", type=Parsed("SIZE", parse_mib), help="Disk a node: 20GiB; 20GB is rounded up to MiB."),
     click.option(
         "--amount",
         multiple=True,
@@ -68,13 +64,9 @@ _NODE_FLAGS = (
         help="Anything else a pool counts: example.com/gpu=1.",
     ),
     click.option("--count", type=click.IntRange(min=1), help="How many equal nodes; default 1."),
-    click.option(
-        "--min-count", type=click.IntRange(min=1), help="Be content with fewer nodes, but at least these."
-    ),
+    click.option("--min-count", type=click.IntRange(min=1), help="Be content with fewer nodes, but at least these."),
     click.option("--network", multiple=True, metavar="NAME", help="Attach each node to it; may be repeated."),
-    click.option(
-        "--ssh-key", multiple=True, type=click.File("r"), help="Public key file to let in; may be repeated."
-    ),
+    click.option("--ssh-key", multiple=True, type=click.File("r"), help="Public key file to let in; may be repeated."),
     click.option("--user-data", type=click.File("rb"), help="File handed to each node when it boots."),
     click.option(
         "--select",

@@ -61,16 +61,14 @@ class Session:
         if self.json:
             sys.stdout.write(json.dumps(_plain(document), indent=2, ensure_ascii=False) + "\n")
             return
-        console = console_for(sys.stdout)
-        for renderable in renderables:
-            console.print(renderable)
+        _print(sys.stdout, renderables)
 
     def show_line(self, document: Message, line: RenderableType) -> None:
         """Prints one line of many, at once: a JSON document or the renderable."""
         if self.json:
             sys.stdout.write(json.dumps(_plain(document), ensure_ascii=False) + "\n")
         else:
-            console_for(sys.stdout).print(line)
+            _print(sys.stdout, [line])
         sys.stdout.flush()
 
     def show_all(self, key: str, items: Sequence[Message], table: RenderableType) -> None:
@@ -79,13 +77,21 @@ class Session:
 
     def say(self, *renderables: RenderableType) -> None:
         """Tells a person something that is not the answer."""
-        console = console_for(sys.stderr)
-        for renderable in renderables:
-            console.print(renderable)
+        _print(sys.stderr, renderables)
 
 
 def _plain(document: Message | Mapping[str, Any]) -> Any:
     return MessageToDict(document) if isinstance(document, Message) else document
+
+
+def _print(stream: TextIO, renderables: Sequence[RenderableType]) -> None:
+    console = console_for(stream)
+    with console.capture() as captured:
+        for renderable in renderables:
+            console.print(renderable)
+    # Tables are padded to their width, which only a terminal has a use for.
+    lines = captured.get().splitlines()
+    stream.writelines(f"{line if console.is_terminal else line.rstrip()}\n" for line in lines)
 
 
 def console_for(stream: TextIO) -> Console:

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 from workspacebroker.v1.pool_service_pb2 import Stray
-from workspacebroker.v1.resources_pb2 import Host, Image, Network, Node, Pool, Tenant, Workspace
+from workspacebroker.v1.resources_pb2 import Host, Image, Network, Node, Pool, Quantities, Tenant, Workspace
 
 from clients.amounts import format_amount, format_instant, format_mib
 from clients.cli.render import (
@@ -103,9 +103,7 @@ def progress_text(workspace: Workspace, tenant: str) -> str:
     line = f"{short_name(workspace.name, tenant)} {state_word(workspace.state)}"
     if workspace.queue_position:
         line += f", place {workspace.queue_position} in the queue"
-    steps = [
-        f"node {node.index} {activity_text(node)}" for node in workspace.nodes if node.HasField("activity")
-    ]
+    steps = [f"node {node.index} {activity_text(node)}" for node in workspace.nodes if node.HasField("activity")]
     if not steps and workspace.state_message:
         steps = [workspace.state_message]
     more = f", {len(steps) - 3} more" if len(steps) > 3 else ""
@@ -286,7 +284,7 @@ def stray_table(strays: Iterable[Stray]) -> Table:
             clean(stray.backend_id),
             clean(short_name(stray.host)),
             clean(short_name(stray.workspace)),
-            state_word(stray.seen),
+            enum_word(stray, "seen"),
             amounts(stray.amounts.amounts),
             instant(stray, "found_time"),
             clean(stray.reason),
@@ -297,11 +295,13 @@ def stray_table(strays: Iterable[Stray]) -> Table:
 def usage_table(tenant: Tenant) -> Table:
     """Use and limit of every resource, over all pools and in each."""
     shown = table("POOL", "RESOURCE", "USED", "LIMIT")
-    scopes = [("all", tenant.used.amounts, tenant.limits.amounts)]
-    for pool in sorted({*tenant.pool_used, *tenant.pool_limits}):
-        scopes.append((pool, tenant.pool_used[pool].amounts, tenant.pool_limits[pool].amounts))
+    # Not by index: a protobuf map makes up what it is asked for.
+    scopes = [("all", tenant.used, tenant.limits)] + [
+        (pool, tenant.pool_used.get(pool, Quantities()), tenant.pool_limits.get(pool, Quantities()))
+        for pool in sorted({*tenant.pool_used, *tenant.pool_limits})
+    ]
     for pool, used, limits in scopes:
-        for key in sorted({*used, *limits}):
-            limit = format_amount(key, limits[key]) if key in limits else "none"
-            shown.add_row(clean(pool), clean(key), format_amount(key, used.get(key, 0)), limit)
+        for key in sorted({*used.amounts, *limits.amounts}):
+            limit = format_amount(key, limits.amounts[key]) if key in limits.amounts else "none"
+            shown.add_row(clean(pool), clean(key), format_amount(key, used.amounts.get(key, 0)), limit)
     return shown

@@ -52,16 +52,12 @@ _VERB_OPTIONS = {
     ),
 }
 
-_NODES = click.option(
-    "--node", "nodes", multiple=True, type=int, help="Only this node; may be repeated. Default: all."
-)
+_NODES = click.option("--node", "nodes", multiple=True, type=int, help="Only this node; may be repeated. Default: all.")
 _REQUEST_ID = click.option(
     "--request-id", default="", help="Repeat a call that may have got through: same id, same answer."
 )
 _WAIT = click.option("--wait", is_flag=True, help="Wait until it is done.")
-_TIMEOUT = click.option(
-    "--timeout", type=DURATION, help="Wait at most so long (10m), then exit 10; implies --wait."
-)
+_TIMEOUT = click.option("--timeout", type=DURATION, help="Wait at most so long (10m), then exit 10; implies --wait.")
 
 
 def _answer(
@@ -92,9 +88,7 @@ def _asking(session: Session, request_id: str) -> str:
     return request_id
 
 
-@click.command(
-    "check", cls=Command, example="workspace check --image debian-12 --cpu 2 --memory 4GiB --count 3"
-)
+@click.command("check", cls=Command, example="workspace check --image debian-12 --cpu 2 --memory 4GiB --count 3")
 @request_flags
 @click.option("--offer", type=click.IntRange(min=1), help="Print only this offer, as JSON for create --file.")
 @pass_session
@@ -165,9 +159,7 @@ def list_(
 ) -> None:
     """List workspaces."""
     wanted = [*states] or ([key.removeprefix("STATE_") for key in State.keys()[1:]] if everything else [])
-    found = list(
-        session.client.workspaces(session.parent, states=_states(wanted), labels=dict(labels), pool=pool)
-    )
+    found = list(session.client.workspaces(session.parent, states=_states(wanted), labels=dict(labels), pool=pool))
     session.show_all("workspaces", found, workspace_table(found, session.tenant))
 
 

@@ -1,21 +1,21 @@
-"""A broker of canned answers, for tests of the clients: a real grpc.aio server without any rules.
+"""A broker of canned answers, for tests of the clients: a real gRPC server without any rules.
 
-Runs in a thread of its own and is steered from the test's thread. What was asked stands in `calls`; what to
+Runs in threads (asyncio servers in ever new loops of one process miss wake-ups) and is steered from the test's.
+What was asked stands in `calls`; what to
 answer is set beforehand. A wait takes the next state of `script`, a watch plays `events`. Decides nothing that
 a broker decides.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Self
 
 import grpc
-import grpc.aio
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
@@ -93,8 +93,6 @@ class FakeBroker:
         self.page = 1000
         self.on_call: Callable[[str], None] = lambda method: None
         self._port = 0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     @property
     def address(self) -> str:
@@ -107,38 +105,32 @@ class FakeBroker:
 
     def put(self, *added: Workspace) -> None:
         """Makes workspaces known."""
-        self.workspaces.update({each.name: each for each in added})
+        for each in added:
+            self.workspaces[each.name] = Workspace()
+            self.workspaces[each.name].CopyFrom(each)
 
     def __enter__(self) -> Self:
-        self._thread.start()
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
     def start(self) -> None:
         """Listens."""
-        self._run(self._start())
-
-    def stop(self) -> None:
-        """Stops listening and drops what is open."""
-        self._run(self._server.stop(grace=None))
-
-    def _run(self, work: Coroutine[Any, Any, Any]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
-
-    async def _start(self) -> None:
-        self._server = grpc.aio.server()
+        self._pool = ThreadPoolExecutor(max_workers=8)
+        self._server = grpc.server(self._pool)
         servicer = _Servicer(self)
         workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(servicer, self._server)
         pool_service_pb2_grpc.add_PoolServiceServicer_to_server(servicer, self._server)
         tenant_service_pb2_grpc.add_TenantServiceServicer_to_server(servicer, self._server)
         self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
-        await self._server.start()
+        self._server.start()
+
+    def stop(self) -> None:
+        """Stops listening and drops what is open."""
+        self._server.stop(grace=None).wait(timeout=10)
+        self._pool.shutdown()
 
 
 class _Servicer(
@@ -151,33 +143,33 @@ class _Servicer(
         for verb, state in TRANSIENT.items():
             setattr(self, f"{verb}Workspace", self._verb(verb, state))
 
-    async def _begin(self, method: str, request: Any, context: Any) -> FakeBroker:
+    def _begin(self, method: str, request: Any, context: Any) -> FakeBroker:
         self._broker.calls.append((method, request))
         self._broker.on_call(method)
         if self._broker.failures[method]:
-            await context.abort_with_status(rpc_status.to_status(self._broker.failures[method].popleft()))
+            context.abort_with_status(rpc_status.to_status(self._broker.failures[method].popleft()))
         return self._broker
 
-    async def _find(self, name: str, context: Any) -> Workspace:
+    def _find(self, name: str, context: Any) -> Workspace:
         if name not in self._broker.workspaces:
             status = refusal(grpc.StatusCode.NOT_FOUND, "NOT_FOUND", f"there is no {name}")
-            await context.abort_with_status(rpc_status.to_status(status))
+            context.abort_with_status(rpc_status.to_status(status))
         return self._broker.workspaces[name]
 
     def _verb(self, verb: str, state: Any) -> Any:
-        async def act(request: Any, context: Any) -> Any:
-            await self._begin(f"{verb}Workspace", request, context)
-            found = await self._find(request.target.name, context)
+        def act(request: Any, context: Any) -> Any:
+            self._begin(f"{verb}Workspace", request, context)
+            found = self._find(request.target.name, context)
             found.state = state
             return getattr(api, f"{verb}WorkspaceResponse")(workspace=found)
 
         return act
 
-    async def CheckPlacement(self, request: Any, context: Any) -> Any:
-        return (await self._begin("CheckPlacement", request, context)).check
+    def CheckPlacement(self, request: Any, context: Any) -> Any:
+        return (self._begin("CheckPlacement", request, context)).check
 
-    async def CreateWorkspace(self, request: Any, context: Any) -> Any:
-        broker = await self._begin("CreateWorkspace", request, context)
+    def CreateWorkspace(self, request: Any, context: Any) -> Any:
+        broker = self._begin("CreateWorkspace", request, context)
         made = Workspace()
         made.CopyFrom(request.workspace)
         made.name = f"{request.parent}/workspaces/{request.workspace_id or 'w-1'}"
@@ -185,12 +177,12 @@ class _Servicer(
         broker.put(made)
         return api.CreateWorkspaceResponse(workspace=made)
 
-    async def GetWorkspace(self, request: Any, context: Any) -> Any:
-        await self._begin("GetWorkspace", request, context)
-        return api.GetWorkspaceResponse(workspace=await self._find(request.name, context))
+    def GetWorkspace(self, request: Any, context: Any) -> Any:
+        self._begin("GetWorkspace", request, context)
+        return api.GetWorkspaceResponse(workspace=self._find(request.name, context))
 
-    async def ListWorkspaces(self, request: Any, context: Any) -> Any:
-        broker = await self._begin("ListWorkspaces", request, context)
+    def ListWorkspaces(self, request: Any, context: Any) -> Any:
+        broker = self._begin("ListWorkspaces", request, context)
         found = [
             each
             for each in broker.workspaces.values()
@@ -201,24 +193,29 @@ class _Servicer(
         more = str(end) if end < len(found) else ""
         return api.ListWorkspacesResponse(workspaces=found[begin:end], next_page_token=more, revision=broker.revision)
 
-    async def UpdateWorkspace(self, request: Any, context: Any) -> Any:
-        await self._begin("UpdateWorkspace", request, context)
-        return api.UpdateWorkspaceResponse(workspace=await self._find(request.workspace.name, context))
+    def UpdateWorkspace(self, request: Any, context: Any) -> Any:
+        self._begin("UpdateWorkspace", request, context)
+        return api.UpdateWorkspaceResponse(workspace=self._find(request.workspace.name, context))
 
-    async def SaveNode(self, request: Any, context: Any) -> Any:
-        await self._begin("SaveNode", request, context)
-        found = await self._find(request.target.name, context)
+    def SaveNode(self, request: Any, context: Any) -> Any:
+        self._begin("SaveNode", request, context)
+        found = self._find(request.target.name, context)
         return api.SaveNodeResponse(workspace=found, image=Image(name=request.image_name))
 
-    async def WaitWorkspace(self, request: Any, context: Any) -> Any:
-        broker = await self._begin("WaitWorkspace", request, context)
+    def WaitWorkspace(self, request: Any, context: Any) -> Any:
+        broker = self._begin("WaitWorkspace", request, context)
         if broker.script:
             broker.put(broker.script.popleft())
-        found = await self._find(request.name, context)
-        return api.WaitWorkspaceResponse(workspace=found, reached=found.state in request.states)
+        found = self._find(request.name, context)
+        reached = found.state in request.states
+        if not (
+            reached or found.state in FINAL or broker.script
+        ):  # nothing is to come: a long poll, as a broker would keep it
+            _hold(context, request.timeout.ToTimedelta().total_seconds())
+        return api.WaitWorkspaceResponse(workspace=found, reached=reached)
 
-    async def WatchWorkspaces(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        broker = await self._begin("WatchWorkspaces", request, context)
+    def WatchWorkspaces(self, request: Any, context: Any) -> Iterator[Any]:
+        broker = self._begin("WatchWorkspaces", request, context)
         left, failure = broker.cuts.popleft() if broker.cuts else (-1, None)
         for event in [each for each in broker.events if each.revision > request.after_revision]:
             if left == 0:
@@ -226,48 +223,55 @@ class _Servicer(
             left -= 1
             yield event
         if failure is not None:
-            await context.abort_with_status(rpc_status.to_status(failure))
-        await asyncio.Event().wait()
+            context.abort_with_status(rpc_status.to_status(failure))
+        _hold(context, None)
 
-    async def GetPool(self, request: Any, context: Any) -> Any:
-        return pool_api.GetPoolResponse(pool=(await self._begin("GetPool", request, context)).pool)
+    def GetPool(self, request: Any, context: Any) -> Any:
+        return pool_api.GetPoolResponse(pool=(self._begin("GetPool", request, context)).pool)
 
-    async def ListPools(self, request: Any, context: Any) -> Any:
-        return pool_api.ListPoolsResponse(pools=[(await self._begin("ListPools", request, context)).pool])
+    def ListPools(self, request: Any, context: Any) -> Any:
+        return pool_api.ListPoolsResponse(pools=[(self._begin("ListPools", request, context)).pool])
 
-    async def UpdatePool(self, request: Any, context: Any) -> Any:
-        broker = await self._begin("UpdatePool", request, context)
+    def UpdatePool(self, request: Any, context: Any) -> Any:
+        broker = self._begin("UpdatePool", request, context)
         broker.pool.draining = request.pool.draining
         return pool_api.UpdatePoolResponse(pool=broker.pool)
 
-    async def RefreshPool(self, request: Any, context: Any) -> Any:
-        broker = await self._begin("RefreshPool", request, context)
+    def RefreshPool(self, request: Any, context: Any) -> Any:
+        broker = self._begin("RefreshPool", request, context)
         return pool_api.RefreshPoolResponse(pool=broker.pool, nodes_changed=2, strays=1)
 
-    async def ListHosts(self, request: Any, context: Any) -> Any:
-        return pool_api.ListHostsResponse(hosts=[(await self._begin("ListHosts", request, context)).host])
+    def ListHosts(self, request: Any, context: Any) -> Any:
+        return pool_api.ListHostsResponse(hosts=[(self._begin("ListHosts", request, context)).host])
 
-    async def UpdateHost(self, request: Any, context: Any) -> Any:
-        broker = await self._begin("UpdateHost", request, context)
+    def UpdateHost(self, request: Any, context: Any) -> Any:
+        broker = self._begin("UpdateHost", request, context)
         broker.host.cordoned = request.host.cordoned
         return pool_api.UpdateHostResponse(host=broker.host)
 
-    async def DrainHost(self, request: Any, context: Any) -> Any:
-        broker = await self._begin("DrainHost", request, context)
+    def DrainHost(self, request: Any, context: Any) -> Any:
+        broker = self._begin("DrainHost", request, context)
         return pool_api.DrainHostResponse(host=broker.host, staying=list(broker.workspaces))
 
-    async def ListStrays(self, request: Any, context: Any) -> Any:
-        await self._begin("ListStrays", request, context)
+    def ListStrays(self, request: Any, context: Any) -> Any:
+        self._begin("ListStrays", request, context)
         return pool_api.ListStraysResponse(strays=[pool_api.Stray(name="pools/lab/strays/7", backend_id="7")])
 
-    async def ListImages(self, request: Any, context: Any) -> Any:
-        await self._begin("ListImages", request, context)
+    def ListImages(self, request: Any, context: Any) -> Any:
+        self._begin("ListImages", request, context)
         return pool_api.ListImagesResponse(images=[Image(name="debian-12", ready=True, size_bytes=2**31)])
 
-    async def ListNetworks(self, request: Any, context: Any) -> Any:
-        await self._begin("ListNetworks", request, context)
+    def ListNetworks(self, request: Any, context: Any) -> Any:
+        self._begin("ListNetworks", request, context)
         network = Network(name="lan", total_addresses=254, free_addresses=250)
         return pool_api.ListNetworksResponse(networks=[network])
 
-    async def GetTenant(self, request: Any, context: Any) -> Any:
-        return tenant_api.GetTenantResponse(tenant=(await self._begin("GetTenant", request, context)).tenant)
+    def GetTenant(self, request: Any, context: Any) -> Any:
+        return tenant_api.GetTenantResponse(tenant=(self._begin("GetTenant", request, context)).tenant)
+
+
+def _hold(context: Any, seconds: float | None) -> None:
+    """Keeps a call open, until its client or the server ends it."""
+    ended = threading.Event()
+    if context.add_callback(ended.set):
+        ended.wait(seconds)

@@ -32,9 +32,7 @@ def client(broker: FakeBroker) -> Iterator[Client]:
         yield connected
 
 
-def event(
-    revision: int, name: str = "web", state: int = Workspace.STATE_RUNNING
-) -> api.WatchWorkspacesResponse:
+def event(revision: int, name: str = "web", state: int = Workspace.STATE_RUNNING) -> api.WatchWorkspacesResponse:
     shown = workspace(name, state, revision=revision)
     return api.WatchWorkspacesResponse(revision=revision, workspace=shown)
 
@@ -86,9 +84,7 @@ def test_service_config_names_every_service() -> None:
 
 
 def test_an_error_carries_the_id_to_repeat_with(broker: FakeBroker, client: Client) -> None:
-    broker.failures["CreateWorkspace"].append(
-        refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT")
-    )
+    broker.failures["CreateWorkspace"].append(refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT"))
     with pytest.raises(errors.Unavailable) as caught:
         client.create(api.CreateWorkspaceRequest(parent="tenants/default"))
     assert caught.value.request_id == broker.asked("CreateWorkspace")[0].request_id
@@ -117,9 +113,7 @@ def test_wait_polls_on_until_the_state_is_reached(broker: FakeBroker, client: Cl
     states = [Workspace.STATE_PENDING, Workspace.STATE_STARTING, Workspace.STATE_RUNNING]
     broker.script.extend(workspace(state=state) for state in states)
     seen: list[int] = []
-    result = client.wait(
-        NAME, [Workspace.STATE_RUNNING], on_progress=lambda w, _: seen.append(w.state if w else 0)
-    )
+    result = client.wait(NAME, [Workspace.STATE_RUNNING], on_progress=lambda w, _: seen.append(w.state if w else 0))
     assert result.outcome is Outcome.REACHED
     assert seen == states[:2]
 
@@ -194,9 +188,7 @@ def test_watch_lists_after_compaction_and_goes_on(broker: FakeBroker, client: Cl
         workspace("new", revision=10),
     )
     broker.revision = 20
-    seen = [
-        (c.workspace.name.rpartition("/")[2], c.revision) for c in islice(client.watch("tenants/default"), 4)
-    ]
+    seen = [(c.workspace.name.rpartition("/")[2], c.revision) for c in islice(client.watch("tenants/default"), 4)]
     assert seen == [("web", 5), ("new", 10), ("gone", 20), ("web", 30)]
     assert [request.after_revision for request in broker.asked("WatchWorkspaces")] == [0, 20]
 
