@@ -68,7 +68,7 @@ ANSWERS = [
 @pytest.mark.parametrize(("kind", "how", "error"), ANSWERS)
 async def test_bad_answers(one: Standin, kind: FaultKind, how: dict[str, int], error: type[Exception]) -> None:
     """To a change as given, to a question always transient; the message names the call."""
-    async with pool(one, call_timeout="300ms") as backend:
+    async with pool(one, call_timeout="500ms" if kind is FaultKind.HANG else "20s") as backend:
         vm = await step(backend, Step.ALLOCATE, node())
         one.faults.add(kind, "one.vm.deploy", count=1, **how)  # type: ignore[arg-type]
         with pytest.raises(error, match=r"one\.vm\.deploy"):
@@ -188,7 +188,7 @@ async def test_a_trickle_is_cut_off() -> None:
             await writer.drain()
             await asyncio.sleep(0.01)
 
-    async with serving(trickle, call_timeout="100ms") as backend:
+    async with serving(trickle, call_timeout="300ms") as backend:
         with pytest.raises(OutcomeUnknown, match="no whole answer"):
             await step(backend, Step.SUSPEND, node(), "0")
 
