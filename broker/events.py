@@ -44,31 +44,36 @@ class Subscription:
         self._queue: deque[Change] = deque(backlog)
         self._limit = max(limit, len(backlog) + limit // 4)
         self._wake = asyncio.Event()
-        self._overrun: BrokerError | None = None
+        self._ended: BrokerError | None = None
+
+    def end(self, why: BrokerError) -> None:
+        """Closes the place; the watcher is told why."""
+        self._ended = why
+        self._queue.clear()
+        self._wake.set()
 
     def offer(self, change: Change) -> None:
         """Hands over one change; past the limit the watcher is closed instead."""
         if len(self._queue) >= self._limit:
-            self._overrun = _too_old(self._queue[0].revision - 1, change.revision)
-            self._queue.clear()
-        elif self._overrun is None:
+            self.end(_too_old(self._queue[0].revision - 1, change.revision))
+        elif self._ended is None:
             self._queue.append(change)
-        self._wake.set()
+            self._wake.set()
 
     async def next(self, timeout: float) -> Change | None:
         """The next change, or None when none came within `timeout` seconds (time for a bookmark).
 
-        Raises BrokerError REVISION_COMPACTED when the watcher did not keep up.
+        Raises the BrokerError it was closed with, such as REVISION_COMPACTED when it did not keep up.
         """
-        if not self._queue and self._overrun is None:
+        if not self._queue and self._ended is None:
             self._wake.clear()
             try:
                 async with asyncio.timeout(timeout):
                     await self._wake.wait()
             except TimeoutError:
                 return None
-        if self._overrun is not None:
-            raise self._overrun
+        if self._ended is not None:
+            raise self._ended
         return self._queue.popleft() if self._queue else None
 
 
@@ -130,6 +135,11 @@ class EventLog:
         self._subscriptions.add(subscription)
         return subscription
 
+    def end(self, why: BrokerError) -> None:
+        """Closes every watcher."""
+        for subscription in self._subscriptions:
+            subscription.end(why)
+
     def unsubscribe(self, subscription: Subscription) -> None:
         """Gives up a place."""
         self._subscriptions.discard(subscription)
@@ -140,9 +150,7 @@ class EventLog:
         return len(self._subscriptions)
 
 
-async def changes(
-    log: EventLog, subscription: Subscription, bookmark_every: float
-) -> AsyncIterator[Change | int]:
+async def changes(log: EventLog, subscription: Subscription, bookmark_every: float) -> AsyncIterator[Change | int]:
     """Changes as they come, and the latest revision as a bookmark while nothing changes; ends with the watcher."""
     try:
         while True:

@@ -186,6 +186,4 @@ def rest_of_lease(workspace: Workspace, now: datetime) -> Window:
     """From now to the end of a workspace's lease."""
     if workspace.end_time is None:
         return Window(start=now, open_ended=True, immediate=True)
-    return Window(
-        start=now, duration=max(workspace.end_time - now, timedelta(microseconds=1)), immediate=True
-    )
+    return Window(start=now, duration=max(workspace.end_time - now, timedelta(microseconds=1)), immediate=True)

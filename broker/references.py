@@ -83,9 +83,7 @@ def _parameter(reference: Reference, pools: Iterable[Pool], *, optional: bool) -
     given = reference.value.kind.value if reference.value is not None else ""
     if given != spec.kind.value:
         return [
-            reference.wrong_kind(
-                f"is a {given or 'nothing'}; {spec.key} takes a {spec.kind.value}: {spec.description}"
-            )
+            reference.wrong_kind(f"is a {given or 'nothing'}; {spec.key} takes a {spec.kind.value}: {spec.description}")
         ]
     return []
 

@@ -31,6 +31,7 @@ from broker.api.services import Calls, PoolService, TenantService, WorkspaceServ
 from broker.book import Book
 from broker.config import Settings
 from broker.core.clock import Clock, SystemClock
+from broker.core.errors import shutting_down
 from broker.engine.engine import Engine
 from broker.events import EventLog
 from broker.metrics import Metrics
@@ -197,8 +198,13 @@ class Broker:
     async def stop(self) -> None:
         """Drains: no new calls, those under way may finish, then everything rests."""
         self._calls.stopping = True
+        grace = self.settings.server.drain_timeout
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(self.settings.server.drain_timeout)
+        self.events.end(shutting_down())
+        # Those who wait for a state may still see it, but are told in time where they will not.
+        last_call = asyncio.get_running_loop().call_later(max(0.0, grace - 0.5), self.workspaces.end_waits)
+        await self._server.stop(grace)
+        last_call.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -28,6 +28,7 @@ from broker.core.errors import (
     QuotaViolation,
     Reason,
     not_found,
+    shutting_down,
 )
 from broker.core.lifecycle import ACCEPTED_UNREACHABLE, CAPABILITIES, Answer, Verb
 from broker.core.model import Cause, Node, Notice, NoticeKind, RequestRecord, State, Workspace
@@ -94,6 +95,7 @@ class Workspaces:
         self._tenants = dict(tenants)
         self._new_uid = new_uid
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._ending = False
         book.on_workspace.append(self._tell_waiting)
 
     # Reading
@@ -120,12 +122,21 @@ class Workspaces:
                     while workspace.state not in wanted and not workspace.state.final:
                         changed.clear()
                         await changed.wait()
+                        if self._ending:
+                            raise shutting_down()
                         workspace = self._book.workspaces.get(workspace.uid, workspace)
         finally:
             self._waiting[workspace.uid].discard(changed)
             if not self._waiting[workspace.uid]:
                 del self._waiting[workspace.uid]
         return workspace, workspace.state in wanted
+
+    def end_waits(self) -> None:
+        """Sends those who wait home: the broker is about to stop."""
+        self._ending = True
+        for waiting in self._waiting.values():
+            for changed in waiting:
+                changed.set()
 
     def _tell_waiting(self, workspace: Workspace) -> None:
         for changed in self._waiting.get(workspace.uid, ()):

@@ -31,7 +31,7 @@ from broker.api.verdicts import verdict
 from broker.book import Book
 from broker.config import Settings
 from broker.core.clock import Clock
-from broker.core.errors import BrokerError, Reason
+from broker.core.errors import BrokerError, Reason, shutting_down
 from broker.core.lifecycle import Verb
 from broker.core.model import Workspace
 from broker.core.requests import ListRequest, Page
@@ -65,9 +65,7 @@ class Calls:
     def admit(self, context: Context) -> None:
         """Refuses a call that comes too late, or leaves too little time. Raises BrokerError."""
         if self.stopping:
-            raise BrokerError(
-                Reason.SHUTTING_DOWN, "the broker is shutting down; try again when it is back", retry_after=2.0
-            )
+            raise shutting_down()
         remaining = context.time_remaining()
         if remaining is not None and remaining < LEAST_TIME:
             raise BrokerError(
@@ -299,10 +297,6 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         if current is not None:
             current = None
         async for change in changes(log, subscription, BOOKMARK_EVERY):
-            if self._calls.stopping:
-                raise BrokerError(
-                    Reason.SHUTTING_DOWN, "the broker is shutting down; watch again from the last revision"
-                )
             if isinstance(change, int):
                 yield calls_pb.WatchWorkspacesResponse(revision=change, time=timestamp(self._clock.now()))
                 continue

@@ -121,9 +121,7 @@ class BrokerError(Exception):
 
     def failure(self) -> Failure:
         """The form in which the error is kept on a resource."""
-        return Failure(
-            reason=self.reason, message=self.message, metadata=self.metadata, resource=self.resource
-        )
+        return Failure(reason=self.reason, message=self.message, metadata=self.metadata, resource=self.resource)
 
 
 class FieldsInvalid(BrokerError):
@@ -134,8 +132,7 @@ class FieldsInvalid(BrokerError):
         rest = f" (and {len(violations) - 5} more)" if len(violations) > 5 else ""
         super().__init__(
             Reason.FIELD_INVALID,
-            f"{len(violations)} field{'s' * (len(violations) != 1)} of the request cannot be accepted: "
-            f"{shown}{rest}",
+            f"{len(violations)} field{'s' * (len(violations) != 1)} of the request cannot be accepted: {shown}{rest}",
             metadata={"fields": ",".join(v.path for v in violations)[:1000]},
         )
         self.violations = tuple(violations)
@@ -161,9 +158,7 @@ class QuotaExceeded(BrokerError):
     """Each limit of the tenant that the request would pass."""
 
     def __init__(self, violations: Sequence[QuotaViolation]) -> None:
-        shown = "; ".join(
-            f"{v.resource}: limit {v.limit}, used {v.used}, asked {v.requested}" for v in violations
-        )
+        shown = "; ".join(f"{v.resource}: limit {v.limit}, used {v.used}, asked {v.requested}" for v in violations)
         super().__init__(
             Reason.QUOTA_EXCEEDED,
             f"the quota of {violations[0].subject} does not allow it ({shown}); end a workspace or ask an operator",
@@ -171,6 +166,11 @@ class QuotaExceeded(BrokerError):
             metadata={v.resource: f"{v.used}+{v.requested}>{v.limit}" for v in violations},
         )
         self.violations = tuple(violations)
+
+
+def shutting_down() -> BrokerError:
+    """SHUTTING_DOWN, for calls that come, or would last, too long."""
+    return BrokerError(Reason.SHUTTING_DOWN, "the broker is shutting down; try again when it is back", retry_after=2.0)
 
 
 def not_found(kind: str, name: str) -> BrokerError:

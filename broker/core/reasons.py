@@ -44,8 +44,8 @@ def refusal(
     `known`: reasons found before any host was looked at. If they already decide, hosts are not spoken of.
     """
     codes = {reason.code for reason in known}
-    gated = ReasonCode.POOL_UNREACHABLE in codes or (outcome is Outcome.NEVER and bool(codes - WAITING))
-    if gated:
+    decides = codes & WAITING if outcome is Outcome.NOT_NOW else codes - WAITING
+    if decides:
         return [Verdict(pool=case.pool, outcome=outcome, reasons=tuple(known))]
     judged = case.empty_room() if outcome is Outcome.NEVER else room
     fit = nodes_fit(case, judged)

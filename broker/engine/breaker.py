@@ -43,7 +43,7 @@ class Breaker:
             resource=f"pools/{self._pool.name}",
             metadata={"failures": str(self._failures)},
         )
-        if not self.open and self._failures >= self._pool.settings.breaker.failures:
+        if self._opened_at is None and self._failures >= self._pool.settings.breaker.failures:
             self._opened_at = self._clock.monotonic()
             self._pool.reachable.clear()
             self._metrics.pool_unreachable.labels(self._pool.name).inc()

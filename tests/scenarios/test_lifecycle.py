@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ async def held(broker: Running, pool: str = "lab") -> dict[str, int]:
     return total
 
 
+def has_come_to(state: str, revision: int, workspace: pb.Workspace) -> bool:
+    return state_of(workspace) == state and workspace.revision > revision + 1
+
+
 ALL_VERBS: list[tuple[str, str, dict[str, Any]]] = [
     ("Pause", "PAUSED", {}),
     ("Unpause", "RUNNING", {}),
@@ -67,8 +72,7 @@ async def test_every_verb_leads_where_it_should_and_holds_what_it_should(tmp_pat
             await broker.verb(verb, workspace.name, **options)
             # A reboot that is done at once comes back to the state it began in: it shows in the revision.
             workspace = await broker.eventually(
-                lambda name=workspace.name: broker.get(name),
-                lambda ws, s=state, r=before: state_of(ws) == s and ws.revision > r + 1,
+                partial(broker.get, workspace.name), partial(has_come_to, state, before)
             )
             assert cause_of(workspace) == "REQUESTED"
             released = options.get("release_capacity", False)
