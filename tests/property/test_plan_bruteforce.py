@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from broker.core import search
 from broker.core.placement import (
     HostInventory,
     HostRecord,
@@ -85,12 +87,17 @@ def first_fit(free: Sequence[Amounts], nodes: Sequence[Amounts]) -> bool:
 @st.composite
 def fragmented(draw: st.DrawFn) -> tuple[list[Amounts], list[tuple[Amounts, int]]]:
     """Draw hosts' free room, and sets as (amounts, count), such that some placement of all nodes exists."""
-    kinds = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=4, unique=True))
+    kinds = draw(
+        st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=4, unique=True)
+    )
     hosts = [
-        draw(st.lists(st.integers(0, len(kinds) - 1), min_size=1, max_size=3)) for _ in range(draw(st.integers(2, 3)))
+        draw(st.lists(st.integers(0, len(kinds) - 1), min_size=1, max_size=3))
+        for _ in range(draw(st.integers(2, 3)))
     ]
     slack = draw(st.integers(0, 1))
-    free = [tuple(sum(kinds[k][r] for k in on_host) + slack for r in range(len(RESOURCES))) for on_host in hosts]
+    free = [
+        tuple(sum(kinds[k][r] for k in on_host) + slack for r in range(len(RESOURCES))) for on_host in hosts
+    ]
     counts = Counter(itertools.chain.from_iterable(hosts))
     # Small nodes first and the roomiest host first in name order: what first-fit likes least.
     sets: list[tuple[Amounts, int]] = sorted((kinds[k], count) for k, count in counts.items())
@@ -122,8 +129,15 @@ def test_plan_finds_what_first_fit_misses(capsys: pytest.CaptureFixture[str]) ->
         policy=st.sampled_from([Placement.PACK, Placement.SPREAD]),
         more=st.booleans(),
         taken=st.sampled_from([1, 20]),
+        wheel=st.sampled_from([0, search.WHEEL_ROUNDS]),
     )
-    def check(case: tuple[list[Amounts], list[tuple[Amounts, int]]], policy: Placement, more: bool, taken: int) -> None:
+    def check(
+        case: tuple[list[Amounts], list[tuple[Amounts, int]]],
+        policy: Placement,
+        more: bool,
+        taken: int,
+        wheel: int,
+    ) -> None:
         free, sets = case
         pool = fragmented_pool(free, policy, taken)
         window = Window(start=at(0), duration=5 * MICROSECOND, immediate=True)
@@ -141,7 +155,8 @@ def test_plan_finds_what_first_fit_misses(capsys: pytest.CaptureFixture[str]) ->
                 for i, (kind, count) in enumerate(sets)
             )
         )
-        answer = plan(request, {"p": pool}, window)
+        with patch.object(search, "WHEEL_ROUNDS", wheel):  # 0: the exact search is on its own
+            answer = plan(request, {"p": pool}, window)
         everywhere = frozenset(range(len(free)))
         asked = tuple((kind, everywhere, -1) for kind, count in sets for _ in range(count))
         if isinstance(answer, Plan):
@@ -180,14 +195,18 @@ def pools_in_time(draw: st.DrawFn, name: str) -> PoolSnapshot:
             name=f"{name}{number}",
             total={"cpu": draw(st.integers(3, 8)), "memory": draw(st.integers(3, 8))},
             foreign={"cpu": draw(st.sampled_from([0, 0, 0, 1]))},
-            state=draw(st.sampled_from([HostState.ACTIVE, HostState.ACTIVE, HostState.ACTIVE, HostState.LOST])),
+            state=draw(
+                st.sampled_from([HostState.ACTIVE, HostState.ACTIVE, HostState.ACTIVE, HostState.LOST])
+            ),
         )
         for number in range(draw(st.integers(1, 3)))
     ]
     table = SlotTable()
     for number in range(draw(st.integers(0, 7))):
         start = draw(st.integers(-4, HORIZON - 4))
-        end = draw(st.one_of(st.none(), st.integers(start + 1, HORIZON))) if draw(st.booleans()) else start + 3
+        end = (
+            draw(st.one_of(st.none(), st.integers(start + 1, HORIZON))) if draw(st.booleans()) else start + 3
+        )
         table.hold(
             ("other", number, "node"),
             draw(st.sampled_from([*(host.name for host in hosts), POOL_ROW])),
@@ -234,7 +253,9 @@ def requests(draw: st.DrawFn) -> PlacementRequest:
 class Oracle:
     """Answers by looking at every instant, every route, every count and every host."""
 
-    def __init__(self, request: PlacementRequest, pools: Mapping[str, PoolSnapshot], length: int | None) -> None:
+    def __init__(
+        self, request: PlacementRequest, pools: Mapping[str, PoolSnapshot], length: int | None
+    ) -> None:
         self.request, self.pools, self.length = request, pools, length
         self.slots = {
             (pool.name, host): [(dict(slot.amounts), slot.start, slot.end) for slot in pool.slots.slots(host)]
@@ -366,6 +387,7 @@ def test_plan_agrees_with_brute_force_in_time(capsys: pytest.CaptureFixture[str]
         start=st.integers(0, 6),
         length=st.one_of(st.none(), st.integers(1, 6)),
         slack=st.sampled_from([0, 0, 3, HORIZON]),
+        wheel=st.sampled_from([0, search.WHEEL_ROUNDS]),
     )
     def check(
         request: PlacementRequest,
@@ -374,6 +396,7 @@ def test_plan_agrees_with_brute_force_in_time(capsys: pytest.CaptureFixture[str]
         start: int,
         length: int | None,
         slack: int,
+        wheel: int,
     ) -> None:
         pools = {"p": first, "q": second}
         oracle = Oracle(request, pools, length)
@@ -383,8 +406,9 @@ def test_plan_agrees_with_brute_force_in_time(capsys: pytest.CaptureFixture[str]
             open_ended=length is None,
             latest_start=at(start + slack) if slack else None,
         )
-        answer = plan(request, pools, window)
-        assert answer == plan(request, pools, window)
+        with patch.object(search, "WHEEL_ROUNDS", wheel):
+            answer = plan(request, pools, window)
+            assert answer == plan(request, pools, window)
         earliest = oracle.earliest(start)
         if isinstance(answer, Plan):
             seen[Outcome.FITS] += 1

@@ -48,7 +48,13 @@ def nodes(count: int = 1, memory: int = 1024, cpu: int = 0, **more: Any) -> SetR
 
 
 def occupy(
-    snapshot: PoolSnapshot, where: str, memory: int, *, start: datetime = NOW, end: datetime | None, **extra: int
+    snapshot: PoolSnapshot,
+    where: str,
+    memory: int,
+    *,
+    start: datetime = NOW,
+    end: datetime | None,
+    **extra: int,
 ) -> None:
     """Hold memory, and whatever else is named, for somebody else."""
     key = (f"other{len(snapshot.slots)}", 0, "node")

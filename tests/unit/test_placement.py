@@ -8,7 +8,19 @@ import pytest
 
 from broker.core.placement import HostState, Never, NotNow, Placement, Plan, ReasonCode, Window, held_amounts
 from broker.core.slots import POOL_ROW
-from tests.support.placement_cases import AT_ONCE, HOUR, NOW, ask, host, nodes, occupy, placed, pool, reason, verdict
+from tests.support.placement_cases import (
+    AT_ONCE,
+    HOUR,
+    NOW,
+    ask,
+    host,
+    nodes,
+    occupy,
+    placed,
+    pool,
+    reason,
+    verdict,
+)
 
 # Never and not now --------------------------------------------------------------------------------------------
 
@@ -47,6 +59,8 @@ def test_a_host_out_of_order_takes_nothing(state: HostState) -> None:
 def test_a_resource_nobody_asks_for_never_blocks_even_overdrawn() -> None:
     lab = pool(hosts=[host("a", foreign={"cpu": 9000})], pool_totals={"disk": 5}, pool_foreign={"disk": 9})
     assert placed(ask(nodes(2, cpu=0, extra={"gpu": 0, "disk": 0}), at=lab)) == [("a", "a")]
+    busy = pool(hosts=[host("a", foreign={"cpu": 9000}), host("b", memory=512)])
+    assert placed(ask(nodes(cpu=0), nodes(memory=500, cpu=100), at=busy)) == [("a",), ("b",)]
 
 
 def test_a_resource_no_host_knows_counts_as_none() -> None:
@@ -70,7 +84,9 @@ def test_a_shared_datastore_and_addresses_belong_to_the_pool() -> None:
     assert (short.resource, short.requested, short.available, short.resolvable) == ("disk", 80, 70, True)
     addresses = ask(nodes(4, networks={"lan": 1}), at=lab)
     assert isinstance(addresses, Never)
-    assert reason(verdict(addresses), ReasonCode.INSUFFICIENT_RESOURCE).resource == "address:lan"
+    why = reason(verdict(addresses), ReasonCode.INSUFFICIENT_RESOURCE)
+    assert (why.resource, why.resolvable) == ("address:lan", False)
+    assert why.message == "network lan: 4 addresses asked, pool lab has 3 addresses in all"
 
 
 def test_the_overhead_of_a_vm_is_planned_with() -> None:
@@ -205,6 +221,16 @@ def test_the_exact_search_finds_what_largest_first_misses() -> None:
     assert five == two
     assert five != four
     assert sorted(threes) == sorted([*five, *four, *four])
+
+
+def test_a_set_that_fits_anywhere_leaves_the_hosts_others_need() -> None:
+    """The larger node would fill x best, but the others may stand on x and y only."""
+    racks = {"x": "a", "y": "a", "z": "b"}
+    lab = pool(
+        hosts=[host(name, memory=10 + 2 * (name == "z"), attributes={"rack": racks[name]}) for name in racks]
+    )
+    anywhere, two = nodes(1, memory=8), nodes(2, memory=6, host_selector={"rack": ("a",)})
+    assert placed(ask(anywhere, two, at=lab)) == [("z",), ("x", "y")]
 
 
 def test_min_count_takes_the_most_that_fits_earlier_sets_first() -> None:

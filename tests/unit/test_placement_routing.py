@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from broker.core.placement import HostInventory, Never, NotNow, Outcome, Plan, PoolSnapshot, ReasonCode, Window
+from broker.core.placement import (
+    HostInventory,
+    Never,
+    NotNow,
+    Outcome,
+    Plan,
+    PoolSnapshot,
+    ReasonCode,
+    Window,
+)
 from tests.support.placement_cases import HOUR, NOW, ask, host, nodes, occupy, placed, pool, reason, verdict
 
 
@@ -79,7 +88,10 @@ def test_a_pool_that_cannot_is_skipped_and_says_why(
     bad: PoolSnapshot = replace(good, **change)
     other = replace(pool("b"), capabilities=good.capabilities, parameters=good.parameters)
     wanted = nodes(image="deb", networks={"lan": 1})
-    needs: dict[str, Any] = {"capabilities": frozenset({"PAUSE"}), "parameters": frozenset({"xen:mode", "core:any"})}
+    needs: dict[str, Any] = {
+        "capabilities": frozenset({"PAUSE"}),
+        "parameters": frozenset({"xen:mode", "core:any"}),
+    }
     assert where(ask(wanted, at=[good, other], **needs)) == ["a"]
     routed = ask(wanted, at=[bad, other], **needs)
     assert where(routed) == ["b"]

@@ -14,9 +14,22 @@ from typing import Any
 import pytest
 
 from broker.core.placement import HostRecord, NotNow, Plan, PoolSnapshot, ReasonCode, SetRequest, Window
+from broker.core.search import Budget, SearchLimit, search
 from broker.core.slots import Slot
 from broker.core.timing import MAX_STARTS
-from tests.support.placement_cases import AT_ONCE, HOUR, NOW, ask, host, nodes, occupy, placed, pool, reason, verdict
+from tests.support.placement_cases import (
+    AT_ONCE,
+    HOUR,
+    NOW,
+    ask,
+    host,
+    nodes,
+    occupy,
+    placed,
+    pool,
+    reason,
+    verdict,
+)
 
 
 def exact_puzzle(seed: int, size: int, kinds: int, slack: int) -> tuple[list[HostRecord], list[SetRequest]]:
@@ -62,6 +75,19 @@ def test_a_bound_that_is_hit_is_told_and_never_called_never() -> None:
     assert limit.resolvable
 
 
+def test_no_later_start_is_called_the_earliest_while_the_first_is_undecided() -> None:
+    """In an hour a large host is free and the question easy; but perhaps it would have fitted now."""
+    hosts, sets = exact_puzzle(1, 24, 6, 2)
+    lab = pool(hosts=[*hosts, host("large", memory=10_000, cpu=10_000)])
+    occupy(lab, "large", 10_000, end=NOW + HOUR, cpu=10_000)
+    answer = ask(*sets, at=lab, search_limit=3)
+    assert isinstance(answer, NotNow)
+    assert answer.earliest is None
+    assert reason(verdict(answer), ReasonCode.SEARCH_LIMIT)
+    later = ask(*sets, at=lab, search_limit=3, window=Window(start=NOW + 2 * HOUR, duration=HOUR))
+    assert isinstance(later, Plan)
+
+
 def test_the_bound_on_starts_tried_is_told_too() -> None:
     """A long lease beside a chain of short reservations: every gap must be tried."""
     lab = pool(hosts=[host("a")])
@@ -75,6 +101,37 @@ def test_the_bound_on_starts_tried_is_told_too() -> None:
     within = ask(nodes(), at=lab, window=Window(start=NOW, duration=HOUR))
     assert isinstance(within, NotNow)
     assert within.earliest == NOW + HOUR
+
+
+def test_two_sets_alike_under_one_per_host_share_hosts_but_are_not_one_set() -> None:
+    found = search(
+        needs=[[1], [1]],
+        counts=[2, 2],
+        free=[[2], [2]],
+        most=[[1, 1], [1, 1]],
+        one_per_host=[True, True],
+        budget=Budget(),
+    )
+    assert found == [(1, 1), (1, 1)]
+
+
+def test_the_exact_search_goes_back_when_its_first_choices_lead_nowhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the quick heuristic: 5 + 4 comes first, but only 5 + 3 + 2 and 4 + 3 + 3 fill both."""
+    monkeypatch.setattr("broker.core.search.WHEEL_ROUNDS", 0)
+    options: dict[str, Any] = {
+        "needs": [[5], [4], [3], [2]],
+        "counts": [1, 1, 3, 1],
+        "most": [[2, 2, 3, 5], [2, 2, 3, 5]],
+        "one_per_host": [False] * 4,
+    }
+    found = search(free=[[10], [10]], budget=Budget(), **options)
+    assert found is not None
+    assert sorted(found) == [(0, 1, 2, 0), (1, 0, 1, 1)]
+    with pytest.raises(SearchLimit):
+        search(free=[[10], [10]], budget=Budget(1), **options)
+    assert search(free=[[10], [9]], budget=Budget(), **options) is None
 
 
 def large_pool(hosts: int, slots_a_host: int, *, full: bool = False) -> PoolSnapshot:
@@ -133,7 +190,9 @@ def test_no_python_loop_of_the_request_path_runs_over_hosts() -> None:
 
 
 @pytest.mark.parametrize(("hosts", "most"), [(1_000, 100e-6), (10_000, 400e-6)])
-def test_one_vm_is_planned_in_microseconds(hosts: int, most: float, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_vm_is_planned_in_microseconds(
+    hosts: int, most: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The aim, with 100,000 live slots; the test allows ten times as much, for a busy machine."""
     lab = large_pool(hosts, 100_000 // hosts)
     wanted = nodes(memory=1024, cpu=1000)

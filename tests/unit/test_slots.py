@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -149,3 +150,42 @@ def test_plans_made_and_dropped_again_leave_nothing_behind() -> None:
     assert len(table._later) < 100
     assert peak(table, "h", "cpu", NOW, NOW + 2 * HOUR) == 1
     assert table.peak(NOW + HOUR, None, NOW + HOUR)[0, table.host_row("h")] == 1
+
+
+def test_what_has_begun_is_told_right_after_a_few_changes_in_a_large_table() -> None:
+    """The order of ends is mended, not made anew: the same as that of a table that never knew another."""
+    table = SlotTable(["cpu"])
+    slots = [
+        Slot(
+            key=(f"w{number}", 0, "node"),
+            host=f"h{number % 7}",
+            amounts={"cpu": 1 + number % 5},
+            start=NOW - HOUR,
+            end=NOW + timedelta(minutes=1 + number * 37 % 400),
+        )
+        for number in range(400)
+    ]
+    table.hold_all(slots)
+    now = to_us(NOW)
+    table.begun(now).held(now + 1)
+    kept = {slot.key: slot for slot in slots}
+    for number in range(0, 30, 2):  # gone for good, their places taken by others, or running longer
+        table.release(kept.pop((f"w{number}", 0, "node")).key)
+        longer = replace(slots[number + 1], end=NOW + timedelta(minutes=number * 13), host="h3")
+        if number:
+            table.replace(longer)
+            kept[longer.key] = longer
+        if number % 4 == 0:
+            fresh = replace(slots[number], key=(f"v{number}", 0, "node"), end=NOW + timedelta(minutes=200))
+            table.hold_all([fresh])
+            kept[fresh.key] = fresh
+    anew = SlotTable(["cpu"])
+    for host in table.hosts:
+        anew.host_row(host)
+    anew.hold_all(kept.values())
+    mended, expected = table.begun(now), anew.begun(now)
+    assert mended.ends.tolist() == expected.ends.tolist()
+    for minutes in (399, 3, 200, 201, 50):
+        instant = to_us(NOW + timedelta(minutes=minutes))
+        assert (mended.held(instant) == expected.held(instant)).all()
+        assert (mended.held(instant) == table.peak(NOW + timedelta(minutes=minutes), None, NOW)).all()
