@@ -20,8 +20,17 @@ CORE_PARAMETERS: Final[frozenset[str]] = frozenset()
 
 def check_references(wanted: WorkspaceRequest, pools: Mapping[str, Pool]) -> None:
     """Raises FieldsInvalid naming everything that no pool it could go to knows."""
-    violations = []
+    violations = unknown_references(wanted, pools)
+    if violations:
+        raise FieldsInvalid(violations)
+
+
+def unknown_references(wanted: WorkspaceRequest, pools: Mapping[str, Pool]) -> list[FieldViolation]:
+    """Everything named that no pool it could go to knows; what is named "" has been told as missing already."""
+    violations: list[FieldViolation] = []
     for reference in wanted.references():
+        if not reference.name:
+            continue
         if reference.kind is ReferenceKind.POOL:
             if reference.name not in pools:
                 violations.append(
@@ -45,8 +54,7 @@ def check_references(wanted: WorkspaceRequest, pools: Mapping[str, Pool]) -> Non
                         message=f"pool {name} needs it: {spec.description}",
                     )
                 )
-    if violations:
-        raise FieldsInvalid(violations)
+    return violations
 
 
 def _listed(reference: Reference, pools: Iterable[Pool]) -> list[FieldViolation]:

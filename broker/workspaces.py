@@ -57,7 +57,7 @@ from broker.placing import (
     window,
 )
 from broker.pools import Pool
-from broker.references import check_references
+from broker.references import check_references, unknown_references
 
 HOSTS_SHOWN: Final = 50
 """Host verdicts a refusal carries; CheckPlacement gives them all where asked to."""
@@ -161,6 +161,10 @@ class Workspaces:
             verdicts=verdicts,
             generations={name: pool.generation for name, pool in self._pools.items() if name in judged},
         )
+
+    def unknown(self, wanted: WorkspaceRequest) -> list[FieldViolation]:
+        """Every name in a request that no pool it could go to knows."""
+        return unknown_references(wanted, self._pools)
 
     def _asked(self, tenant: str, wanted: WorkspaceRequest) -> PlacementRequest:
         """The request in placement's terms. Raises FieldsInvalid for names that no pool knows."""
@@ -381,6 +385,7 @@ class Workspaces:
         release: bool,
         **options: object,
     ) -> Workspace:
+        _check_indexes(workspace, indexes)
         self._check_capable(verb, workspace, release)
         asked = ask_workspace(
             verb,
@@ -621,6 +626,21 @@ class Workspaces:
                     "ask for a shorter extension",
                     resource=workspace.name,
                 )
+
+
+def _check_indexes(workspace: Workspace, indexes: Iterable[int]) -> None:
+    """Raises FieldsInvalid naming each index that is no node's."""
+    wrong = [
+        FieldViolation(
+            path=f"target.node_indexes[{place}]",
+            reason=FieldReason.OUT_OF_RANGE,
+            message=f"is {index}; {workspace.name} has nodes 0 to {len(workspace.nodes) - 1}",
+        )
+        for place, index in enumerate(indexes)
+        if not 0 <= index < len(workspace.nodes)
+    ]
+    if wrong:
+        raise FieldsInvalid(wrong)
 
 
 def _without_ending(workspace: Workspace) -> tuple[Notice, ...]:

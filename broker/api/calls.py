@@ -7,7 +7,7 @@ nothing is looked up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final, Protocol
 
@@ -26,7 +26,7 @@ from broker.api.offered import MESSAGE, NOT_OFFERED, refuse_not_offered
 from broker.api.pages import PageTokens
 from broker.api.terms import read_duration, read_end_action, refuse_open_end
 from broker.api.validate import WorkspaceReader
-from broker.core.errors import FieldReason
+from broker.core.errors import FieldReason, FieldViolation
 from broker.core.model import FINAL, EndAction, State
 from broker.core.requests import (
     CheckRequest,
@@ -38,6 +38,7 @@ from broker.core.requests import (
     UpdateRequest,
     WaitRequest,
     WatchRequest,
+    WorkspaceRequest,
 )
 
 TERMS_PATHS: Final = ("terms.duration", "terms.open_ended", "terms.end_action")
@@ -55,6 +56,9 @@ VerbRequest = (
     | calls_pb.SaveNodeRequest
 )
 _NOBODY = ("", "")
+Unknown = Callable[[WorkspaceRequest], Iterable[FieldViolation]]
+"""What of a request no pool knows. Asked here only of a request that is refused anyway, so that all its bad fields are
+named at once; of every other one the use case asks."""
 
 
 def create_request(
@@ -62,6 +66,7 @@ def create_request(
     *,
     instance_types: Mapping[str, Mapping[str, int]],
     now: datetime,
+    unknown: Unknown = lambda _: (),
 ) -> CreateRequest:
     """CreateWorkspace."""
     problems = Problems()
@@ -81,7 +86,7 @@ def create_request(
         validate_only=message.validate_only,
         if_pool_generations=kept,
     )
-    problems.check()
+    _check_with(problems, request.workspace, unknown)
     return request
 
 
@@ -90,6 +95,7 @@ def check_request(
     *,
     instance_types: Mapping[str, Mapping[str, int]],
     now: datetime,
+    unknown: Unknown = lambda _: (),
 ) -> CheckRequest:
     """CheckPlacement."""
     problems = Problems()
@@ -100,8 +106,16 @@ def check_request(
         include_hosts=message.include_hosts,
         include_offers=message.include_offers,
     )
-    problems.check()
+    _check_with(problems, request.workspace, unknown)
     return request
+
+
+def _check_with(problems: Problems, workspace: WorkspaceRequest, unknown: Unknown) -> None:
+    """Raises FieldsInvalid if a field is bad, naming also what no pool knows; a field is named once."""
+    if problems.found:
+        named = {violation.path for violation in problems.found}
+        problems.found.extend(each for each in unknown(workspace) if each.path not in named)
+    problems.check()
 
 
 def verb_target(message: VerbRequest) -> Target:

@@ -138,7 +138,9 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
     async def CheckPlacement(
         self, request: calls_pb.CheckPlacementRequest, context: Context
     ) -> calls_pb.CheckPlacementResponse:
-        asked = calls.check_request(request, instance_types=self._types, now=self._clock.now())
+        asked = calls.check_request(
+            request, instance_types=self._types, now=self._clock.now(), unknown=self._workspaces.unknown
+        )
         answer = self._workspaces.check(asked)
         return calls_pb.CheckPlacementResponse(
             outcome=OUTCOMES[answer.outcome],
@@ -150,7 +152,9 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
     async def CreateWorkspace(
         self, request: calls_pb.CreateWorkspaceRequest, context: Context
     ) -> calls_pb.CreateWorkspaceResponse:
-        asked = calls.create_request(request, instance_types=self._types, now=self._clock.now())
+        asked = calls.create_request(
+            request, instance_types=self._types, now=self._clock.now(), unknown=self._workspaces.unknown
+        )
         return calls_pb.CreateWorkspaceResponse(workspace=self._shown(await self._workspaces.create(asked)))
 
     @answered

@@ -173,7 +173,7 @@ class WorkspaceReader:
             return own
         merged = {**known, **own}
         for key in REQUIRED_AMOUNTS:
-            if key not in merged:
+            if key not in merged and key not in message.amounts.amounts:
                 problems.required(
                     keyed(f"{path}.amounts.amounts", key),
                     "is missing" + (f", and not said by instance type {shown(kind)}" if kind else ""),

@@ -48,7 +48,7 @@ def holdings(workspace: Workspace) -> Iterator[Holding]:
             places.append(("target", node.target_host, node.held))
         for kind, host, amounts in places:
             held = _kept(node, amounts)
-            if host and held:
+            if held and (host or kind == "pool"):
                 yield Holding(
                     pool=node.pool,
                     key=(workspace.uid, node.index, kind),

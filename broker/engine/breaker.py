@@ -37,6 +37,8 @@ class Breaker:
     def failed(self, error: BaseException) -> None:
         """A call failed without an answer."""
         self._failures += 1
+        if self._failures == 1:
+            log.warning("pool=%s error=%s", self._pool.name, error)
         self._pool.last_error = Failure(
             reason=Reason.BACKEND_UNREACHABLE,
             message=str(error),
