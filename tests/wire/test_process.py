@@ -224,7 +224,7 @@ step = "inventory"
         until(lambda: caller.status("pool:lab") == NOT_SERVING, "pool:lab not serving")
         with pytest.raises(grpc.RpcError) as refused:
             caller.status("pool:none")
-        assert refused.value.code() == grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+        assert refused.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 def test_health_of_a_pool_that_comes_back_can_be_watched(tmp_path: Path, callers: Any) -> None:
@@ -264,7 +264,7 @@ def test_a_call_under_way_may_finish_and_new_ones_are_refused(tmp_path: Path, ca
         for late in (caller, callers(process)):
             with pytest.raises(grpc.RpcError) as refused:
                 late.create("late")
-            assert refused.value.code() == grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+            assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
         assert process.process.poll() is None
         assert waiting.result().reached
         assert process.wait_end() == 0
@@ -279,7 +279,7 @@ def test_a_wait_that_would_outlast_the_drain_is_told_so(tmp_path: Path, callers:
         assert process.wait_end() == 0
         error = waiting.exception()
         assert isinstance(error, grpc.RpcError)
-        assert error.code() == grpc.StatusCode.UNAVAILABLE, error  # type: ignore[attr-defined]
+        assert error.code() == grpc.StatusCode.UNAVAILABLE, error
         assert reason(error) == "SHUTTING_DOWN"
 
 
@@ -293,7 +293,7 @@ def test_a_watch_is_told_and_does_not_hold_up_the_end(tmp_path: Path, callers: A
         process.signal()
         with pytest.raises(grpc.RpcError) as closed:
             list(changes)
-        assert closed.value.code() == grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+        assert closed.value.code() == grpc.StatusCode.UNAVAILABLE
         assert reason(closed.value) == "SHUTTING_DOWN"
         assert process.wait_end(timeout=10) == 0
 
