@@ -27,7 +27,12 @@ class BackendError(Exception):
 
 
 class TransientBackendError(BackendError):
-    """Nothing happened at the backend: the very same call may be tried again."""
+    """Nothing happened at the backend: the very same call may be tried again.
+
+    `answered`: the backend itself is well; it is this node that is not ready for the call.
+    """
+
+    answered = False
 
 
 class BackendRejected(BackendError):
@@ -136,12 +141,13 @@ ParameterValue = str | int | float | bool | tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterSpec:
-    """One scheduler parameter a pool understands; `key` is "namespace:name"."""
+    """One scheduler parameter a pool understands, or refuses by name; `key` is "namespace:name"."""
 
     key: str
     kind: ParameterKind
     description: str
     required: bool = False
+    refused: str = ""  # why the pool refuses a key that a user may well try, and what to use instead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

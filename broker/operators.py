@@ -68,7 +68,7 @@ class Operators:
                 ParameterView(
                     key=spec.key, kind=ValueKind(spec.kind.value), description=spec.description, required=spec.required
                 )
-                for spec in pool.backend.parameter_specs
+                for spec in pool.parameter_specs
             ],
             instance_types=self._settings.instance_types,
             total=total,

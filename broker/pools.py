@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 
-from backends.base import AttributeValue, Backend, HostState, Inventory, ObservedHost, ObservedNode
+from backends.base import AttributeValue, Backend, HostState, Inventory, ObservedHost, ObservedNode, ParameterSpec
 from broker.book import Book
 from broker.config import PoolSettings
 from broker.core.clock import Clock
@@ -67,6 +67,16 @@ class Pool:
     def cordoned(self, host: str) -> bool:
         """Whether a host takes nothing new, on an operator's word."""
         return cordon_key(self.name, host) in self._book.settings
+
+    @property
+    def parameter_specs(self) -> list[ParameterSpec]:
+        """The scheduler parameters it understands."""
+        return [spec for spec in self.backend.parameter_specs if not spec.refused]
+
+    @property
+    def refused_parameters(self) -> dict[str, str]:
+        """Keys, in lower case, that it refuses by name, and what to use instead."""
+        return {spec.key.lower(): spec.refused for spec in self.backend.parameter_specs if spec.refused}
 
     @property
     def hosts(self) -> dict[str, ObservedHost]:
@@ -146,7 +156,7 @@ class Pool:
             if inventory is None or inventory.networks is None
             else frozenset(network.name for network in inventory.networks),
             capabilities=frozenset(capability.value for capability in self.backend.capabilities),
-            parameters=frozenset(spec.key for spec in self.backend.parameter_specs),
+            parameters=frozenset(spec.key for spec in self.parameter_specs),
             draining=self.draining,
             reachable=self.reachable.is_set(),
             ever_read=inventory is not None,

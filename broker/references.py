@@ -7,7 +7,7 @@ placement tells it as a pool's verdict.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from broker.core.errors import FieldReason, FieldsInvalid, FieldViolation
@@ -45,7 +45,7 @@ def unknown_references(wanted: WorkspaceRequest, pools: Mapping[str, Pool]) -> l
         else:
             violations += _listed(reference, asked)
     for name in wanted.pools_named():
-        for spec in pools[name].backend.parameter_specs if name in pools else ():
+        for spec in pools[name].parameter_specs if name in pools else ():
             if spec.required and spec.key not in wanted.parameters:
                 violations.append(
                     FieldViolation(
@@ -77,16 +77,18 @@ def _listed(reference: Reference, pools: Iterable[Pool]) -> list[FieldViolation]
     ]
 
 
-def _parameter(reference: Reference, pools: Iterable[Pool], *, optional: bool) -> list[FieldViolation]:
+def _parameter(reference: Reference, pools: Sequence[Pool], *, optional: bool) -> list[FieldViolation]:
     """A parameter that none of these pools knows, or knows with another kind of value."""
-    specs = {spec.key: spec for pool in pools for spec in pool.backend.parameter_specs}
+    specs = {spec.key: spec for pool in pools for spec in pool.parameter_specs}
     spec = specs.get(reference.name)
     if spec is None:
         if optional:
             return []
+        refused = {key: why for pool in pools for key, why in pool.refused_parameters.items()}
+        why = refused.get(reference.name.lower())
+        if why is not None:
+            return [reference.unknown(f'"{reference.name}" is refused: {why}')]
         hint = _nearest(reference.name, specs)
-        if reference.name.rpartition(":")[2].upper().startswith("SCHED_"):
-            hint = "; only the backend's own scheduler would heed it: use host_selector (--select KEY=VALUE) instead"
         return [reference.unknown(f'no pool it could go to knows the parameter "{reference.name}"{hint}')]
     given = reference.value.kind.value if reference.value is not None else ""
     if given != spec.kind.value:

@@ -245,7 +245,7 @@ class Workspaces:
         state = State.RESERVED if later else State.STARTING
         nodes = placed_nodes(placed, wanted.node_sets, snapshots(self._pools.values(), now), state)
         shared = next((a.pool for a in placed.assignments if not wanted.node_sets[a.set_index].pool), wanted.pool)
-        known = {spec.key for node in nodes for spec in self._pools[node.pool].backend.parameter_specs}
+        known = {spec.key for node in nodes for spec in self._pools[node.pool].parameter_specs}
         return Workspace(
             uid=uid,
             tenant=tenant,

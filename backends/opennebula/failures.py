@@ -51,6 +51,8 @@ class SessionRefused(TransientBackendError):
 class NotYet(TransientBackendError):
     """The front-end answered and is well; it is this one VM that is not ready for the call, or unclear."""
 
+    answered = True
+
 
 class Unusable(Exception):
     """An answer that cannot be used: broken, empty, too large, of the wrong shape.

@@ -21,7 +21,7 @@ def _spec(name: str, kind: ParameterKind, description: str) -> ParameterSpec:
     return ParameterSpec(key=NAMESPACE + name, kind=kind, description=description)
 
 
-SPECS: Final[tuple[ParameterSpec, ...]] = (
+KNOWN: Final[tuple[ParameterSpec, ...]] = (
     _spec("template", ParameterKind.INT, "id of an OpenNebula template to start from; the request's own values win"),
     _spec("datastore", ParameterKind.INT, "id of the system datastore to deploy to (fourth argument of one.vm.deploy)"),
     _spec("vcpu", ParameterKind.INT, "number of virtual CPUs; without it the cores, rounded up"),
@@ -33,18 +33,29 @@ SPECS: Final[tuple[ParameterSpec, ...]] = (
     _spec("budget", ParameterKind.INT, "BUDGET, a plain attribute for the site's accounting"),
 )
 
-_SCHEDULER_ONLY: Final = frozenset(
-    {
-        "requirements",
-        "rank",
-        "sched_requirements",
-        "sched_rank",
-        "sched_ds_requirements",
-        "sched_ds_rank",
-        "sched_action",
-        "user_priority",
-    }
+_SCHEDULER_ONLY: Final = (
+    "requirements",
+    "rank",
+    "sched_requirements",
+    "sched_rank",
+    "sched_ds_requirements",
+    "sched_ds_rank",
+    "sched_action",
+    "user_priority",
 )
+
+REFUSED: Final[tuple[ParameterSpec, ...]] = tuple(
+    ParameterSpec(
+        key=NAMESPACE + name,
+        kind=ParameterKind.STRING,
+        description="",
+        refused="OpenNebula's own scheduler alone would honour it, and the broker chooses the host itself: "
+        "say which hosts will do with --select on host attributes",
+    )
+    for name in _SCHEDULER_ONLY
+)
+
+SPECS: Final = KNOWN + REFUSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,18 +88,16 @@ def _checked(spec: ParameterSpec, value: ParameterValue) -> ParameterValue:
 
 def read(values: Mapping[str, ParameterValue]) -> Parameters:
     """The parameters of this namespace. Raises BackendRejected naming a key that is refused or unknown."""
-    known = {spec.key: spec for spec in SPECS}
+    specs = {spec.key: spec for spec in SPECS}
     given: dict[str, ParameterValue] = {}
     for key, value in values.items():
         if not key.lower().startswith(NAMESPACE):
             continue
-        name = key[len(NAMESPACE) :]
-        if name.lower() in _SCHEDULER_ONLY:
-            raise BackendRejected(
-                f"{key} would be honoured by OpenNebula's own scheduler only, and the broker chooses the host itself: "
-                "say which hosts will do with --select on host attributes"
-            )
-        if key not in known:
-            raise BackendRejected(f"{key} is no parameter of this pool; there are: {', '.join(sorted(known))}")
-        given[name] = _checked(known[key], value)
+        spec = specs.get(key) or specs.get(key.lower())
+        if spec is not None and spec.refused:
+            raise BackendRejected(f"{key}: {spec.refused}")
+        if spec is None or spec.key != key:
+            known = ", ".join(sorted(each.key for each in KNOWN))
+            raise BackendRejected(f"{key} is no parameter of this pool; there are: {known}")
+        given[key[len(NAMESPACE) :]] = _checked(spec, value)
     return Parameters(**given)  # type: ignore[arg-type]

@@ -179,10 +179,7 @@ def _largest_first(case: Case, room: Room, counts: Sequence[int]) -> Arrangement
 def _by_size(case: Case) -> list[int]:
     """Sets by the largest share of the largest host that one node takes, ties in request order."""
     largest = [max(1, int(total.max(initial=0))) for total in case.total]
-    size = [
-        max((need / most for need, most in zip(needs, largest, strict=True)), default=0.0)
-        for needs in case.needs
-    ]
+    size = [max((need / most for need, most in zip(needs, largest, strict=True)), default=0.0) for needs in case.needs]
     return sorted(range(len(size)), key=lambda index: (-size[index], index))
 
 
@@ -219,9 +216,7 @@ def _exact(case: Case, room: Room, counts: Sequence[int], budget: Budget) -> Arr
         found = search(
             needs=[case.needs[index] for index in hard],
             counts=[counts[index] for index in hard],
-            free=[
-                list(amounts) for amounts in zip(*(free[matter].tolist() for free in room.host), strict=True)
-            ]
+            free=[list(amounts) for amounts in zip(*(free[matter].tolist() for free in room.host), strict=True)]
             or [[]] * len(matter),
             most=np.stack([capacity[index][matter] for index in hard], axis=1).tolist(),
             one_per_host=[case.one_per_host[index] for index in hard],

@@ -33,9 +33,7 @@ class SetRequest:
     pool: str | None = None  # None: the pool of the sets that name none
     image: str | None = None
     networks: Mapping[str, int] = field(default_factory=dict)  # addresses one node takes
-    host_selector: Mapping[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # attribute: any of these values
+    host_selector: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # attribute: any of these values
     placement: Placement | None = None  # None: the pool's policy
     excluded_hosts: frozenset[str] = frozenset()
     pinned_host: str | None = None  # its disk lies there

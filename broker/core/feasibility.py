@@ -74,9 +74,7 @@ class Case:
         # needs[s][r], pool_needs[s][p]: what one node of set s holds.
         self.needs = [[host.get(name, 0) for name in self.resources] for host, _ in held]
         self.pool_needs = [[pool.get(name, 0) for name in self.pool_resources] for _, pool in held]
-        self.one_per_host = [
-            (wanted.placement or snapshot.policy) is Placement.ONE_PER_HOST for wanted in sets
-        ]
+        self.one_per_host = [(wanted.placement or snapshot.policy) is Placement.ONE_PER_HOST for wanted in sets]
         self.rules = [self._rules(wanted) for wanted in sets]
         self.allowed = [_allowed(rules) for rules in self.rules]
         hosts = snapshot.hosts
@@ -124,9 +122,7 @@ class Case:
 
     def empty_room(self) -> Room:
         """Return what would be free with every host enabled, answering and empty, strangers' VMs gone."""
-        return Room(
-            host=self.total, pool=[self.pool_total(name) for name in self.pool_resources], usable=None
-        )
+        return Room(host=self.total, pool=[self.pool_total(name) for name in self.pool_resources], usable=None)
 
     def pool_total(self, name: str) -> int:
         """The pool's total of a resource of its own; addresses of a network nobody counts never run out."""

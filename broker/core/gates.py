@@ -34,9 +34,7 @@ def lease_length(window: Window, pools: Iterable[PoolSnapshot]) -> timedelta | N
     return min(defaults, default=None)
 
 
-def starts(
-    window: Window, length: timedelta | None, snapshot: PoolSnapshot
-) -> tuple[datetime, datetime] | Reason:
+def starts(window: Window, length: timedelta | None, snapshot: PoolSnapshot) -> tuple[datetime, datetime] | Reason:
     """Return the earliest and the latest start the window and this pool allow, or why there is none.
 
     A start that has passed means now.
@@ -76,9 +74,7 @@ def gates(
     closed: list[Reason] = []
     if snapshot.draining:
         closed.append(
-            Reason(
-                code=ReasonCode.POOL_DRAINING, message=f"pool {name} is being drained and takes nothing new"
-            )
+            Reason(code=ReasonCode.POOL_DRAINING, message=f"pool {name} is being drained and takes nothing new")
         )
     closed.extend(
         Reason(code=ReasonCode.CAPABILITY, resource=missing, message=f"pool {name} cannot {missing}")

@@ -155,9 +155,7 @@ class PoolSnapshot:
     pool_totals: Mapping[str, int] = field(default_factory=dict)
     pool_foreign: Mapping[str, int] = field(default_factory=dict)
     memory_overhead: int = 0  # MiB a VM
-    images: Mapping[str, Mapping[str, AttributeValue]] | None = (
-        None  # name -> attributes; None: any name will do
-    )
+    images: Mapping[str, Mapping[str, AttributeValue]] | None = None  # name -> attributes; None: any name will do
     networks: frozenset[str] | None = None  # None: any name will do
     capabilities: frozenset[str] = frozenset()
     parameters: frozenset[str] = frozenset()

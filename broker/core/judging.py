@@ -49,14 +49,10 @@ def _judge(
         for case, placed, value in zip(attempt.cases, attempt.placed, attempt.scores, strict=True):
             if case.pool not in verdicts or case.pool == attempt.candidate:
                 nodes = sum(map(len, placed))
-                verdicts[case.pool] = [
-                    Verdict(pool=case.pool, outcome=Outcome.FITS, score=value, nodes_fit=nodes)
-                ]
+                verdicts[case.pool] = [Verdict(pool=case.pool, outcome=Outcome.FITS, score=value, nodes_fit=nodes)]
         return Outcome.FITS, attempt.start
     undecided = [attempt.undecided] * len(attempt.cases)
-    outcomes = [
-        _outcome_alone(attempt, position, search_limit, undecided) for position in range(len(attempt.cases))
-    ]
+    outcomes = [_outcome_alone(attempt, position, search_limit, undecided) for position in range(len(attempt.cases))]
     route = Outcome.NEVER if Outcome.NEVER in outcomes else Outcome.NOT_NOW
     extra: list[Reason] = []
     earliest = INFINITY
@@ -111,11 +107,7 @@ def _outcome_alone(attempt: Attempt, position: int, search_limit: int, undecided
     try:
         if arrange(case, case.empty_room(), case.least, Budget(search_limit)) is None:
             return Outcome.NEVER
-        if (
-            len(attempt.cases) > 1
-            and not codes
-            and fit_at([case], attempt.start, attempt.length, search_limit)
-        ):
+        if len(attempt.cases) > 1 and not codes and fit_at([case], attempt.start, attempt.length, search_limit):
             undecided[position] = False
             return Outcome.FITS
     except SearchLimit:

@@ -78,8 +78,7 @@ def plan(
     is given for.
     """
     attempts = [
-        make_attempt(request, window, candidate, route, snapshots)
-        for candidate, route in routes(request, snapshots)
+        make_attempt(request, window, candidate, route, snapshots) for candidate, route in routes(request, snapshots)
     ]
     for attempt in attempts:
         place(attempt, search_limit)

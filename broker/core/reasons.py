@@ -54,9 +54,7 @@ def refusal(
         reasons.extend(_over_hosts(case, judged, index, outcome))
     if outcome is not Outcome.NEVER:
         reasons.extend(_by_state(case))
-    verdict = Verdict(
-        pool=case.pool, outcome=outcome, earliest=earliest, reasons=tuple(reasons), nodes_fit=fit
-    )
+    verdict = Verdict(pool=case.pool, outcome=outcome, earliest=earliest, reasons=tuple(reasons), nodes_fit=fit)
     return [verdict, *_nearest(case, room, nearest_hosts)]
 
 
@@ -69,11 +67,7 @@ def amount(resource: str, number: int) -> str:
 
 
 def _label(resource: str) -> str:
-    return (
-        f"network {resource.removeprefix(ADDRESS_PREFIX)}"
-        if resource.startswith(ADDRESS_PREFIX)
-        else resource
-    )
+    return f"network {resource.removeprefix(ADDRESS_PREFIX)}" if resource.startswith(ADDRESS_PREFIX) else resource
 
 
 def _asked(case: Case, resource: str, number: int) -> str:

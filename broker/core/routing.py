@@ -54,9 +54,7 @@ class Attempt:
         return (not self.full, -preference, self.start, -min(self.scores), self.candidate)
 
 
-def routes(
-    request: PlacementRequest, snapshots: Mapping[str, PoolSnapshot]
-) -> list[tuple[str, dict[str, list[int]]]]:
+def routes(request: PlacementRequest, snapshots: Mapping[str, PoolSnapshot]) -> list[tuple[str, dict[str, list[int]]]]:
     """Return the ways to route the sets: (pool of those that name none, pool -> sets), by name."""
     named: dict[str, list[int]] = {}
     unnamed: list[int] = []

@@ -81,8 +81,7 @@ def search(
     kind_needs = [tuple(needs[members[0]]) for members in kinds]
     kind_counts = tuple(sum(counts[s] for s in members) for members in kinds)
     takes = [
-        tuple(min(row[members[0]], count) for members, count in zip(kinds, kind_counts, strict=True))
-        for row in most
+        tuple(min(row[members[0]], count) for members, count in zip(kinds, kind_counts, strict=True)) for row in most
     ]
     hosts = _relevant(kind_needs, free, takes, sum(kind_counts))
     bounds = _Bounds(kind_needs, hosts)
@@ -270,9 +269,7 @@ def _most(needs: Sequence[tuple[int, ...]], host: _Host, weights: Sequence[Confi
         for r, free in enumerate(host.free):
             # No node weighs more for its size than the weightiest; one of no size is bounded by its number only.
             if all(need[r] for need, w in zip(needs, weight, strict=True) if w):
-                best = max(
-                    (-(-w * free // need[r]) for need, w in zip(needs, weight, strict=True) if w), default=0
-                )
+                best = max((-(-w * free // need[r]) for need, w in zip(needs, weight, strict=True) if w), default=0)
                 most = min(most, best)
         bounds.append(most)
     return bounds

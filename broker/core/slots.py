@@ -138,9 +138,7 @@ class SlotTable:
 
     # Changes ----------------------------------------------------------------------------------------------
 
-    def hold(
-        self, key: SlotKey, host: str, amounts: Mapping[str, int], start: datetime, end: datetime | None
-    ) -> None:
+    def hold(self, key: SlotKey, host: str, amounts: Mapping[str, int], start: datetime, end: datetime | None) -> None:
         """Hold `amounts` on `host` over `[start, end)`. ValueError: the key is taken, or the slot makes no
         sense.
         """

@@ -49,9 +49,7 @@ def first_fit(cases: Sequence[Case], after: int, until: int, length: int, search
     coming = [case.snapshot.slots.coming_us() for case in cases]
     last_start = max(start for start, _ in coming)
     starts = _distinct([*(slots.ends for slots in begun), *(ends for _, ends in coming)])
-    starts = starts[
-        np.searchsorted(starts, after, side="right") : np.searchsorted(starts, until, side="right")
-    ]
+    starts = starts[np.searchsorted(starts, after, side="right") : np.searchsorted(starts, until, side="right")]
 
     def fits_without_coming(position: int) -> bool:
         return all(
@@ -62,8 +60,7 @@ def first_fit(cases: Sequence[Case], after: int, until: int, length: int, search
     def fits(position: int) -> bool:
         start = int(starts[position])
         return all(
-            arrange(case, case.room(start, end_of(start, length)), case.least, budget) is not None
-            for case in cases
+            arrange(case, case.room(start, end_of(start, length)), case.least, budget) is not None for case in cases
         )
 
     at = _bisect(0, len(starts), fits_without_coming)

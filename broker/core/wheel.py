@@ -22,9 +22,7 @@ _MOST_CONFIGS = 20_000  # of one host; more are not listed, and such a search is
 _STEP = 0.15  # share by which the price of a kind with all its nodes left over rises in a round
 
 
-def maximal_configs(
-    needs: Sequence[Sequence[int]], free: Sequence[int], most: Sequence[int]
-) -> Configs | None:
+def maximal_configs(needs: Sequence[Sequence[int]], free: Sequence[int], most: Sequence[int]) -> Configs | None:
     """Return all configurations within `most` to which no node can be added, or None if they are too many."""
     need = np.array(needs, dtype=np.int64).reshape(len(needs), len(free))
     configs = np.zeros((1, len(needs)), dtype=np.int64)

@@ -123,7 +123,7 @@ class Driver:
         except BackendError as error:
             kind = type(error).__name__
             self._metrics.backend_calls.labels(self.pool.name, name, kind).inc()
-            if isinstance(error, BackendRejected):
+            if isinstance(error, BackendRejected) or (isinstance(error, TransientBackendError) and error.answered):
                 self._breaker.answered()
             else:
                 self._breaker.failed(error)
