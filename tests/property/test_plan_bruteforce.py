@@ -87,17 +87,12 @@ def first_fit(free: Sequence[Amounts], nodes: Sequence[Amounts]) -> bool:
 @st.composite
 def fragmented(draw: st.DrawFn) -> tuple[list[Amounts], list[tuple[Amounts, int]]]:
     """Draw hosts' free room, and sets as (amounts, count), such that some placement of all nodes exists."""
-    kinds = draw(
-        st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=4, unique=True)
-    )
+    kinds = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=4, unique=True))
     hosts = [
-        draw(st.lists(st.integers(0, len(kinds) - 1), min_size=1, max_size=3))
-        for _ in range(draw(st.integers(2, 3)))
+        draw(st.lists(st.integers(0, len(kinds) - 1), min_size=1, max_size=3)) for _ in range(draw(st.integers(2, 3)))
     ]
     slack = draw(st.integers(0, 1))
-    free = [
-        tuple(sum(kinds[k][r] for k in on_host) + slack for r in range(len(RESOURCES))) for on_host in hosts
-    ]
+    free = [tuple(sum(kinds[k][r] for k in on_host) + slack for r in range(len(RESOURCES))) for on_host in hosts]
     counts = Counter(itertools.chain.from_iterable(hosts))
     # Small nodes first and the roomiest host first in name order: what first-fit likes least.
     sets: list[tuple[Amounts, int]] = sorted((kinds[k], count) for k, count in counts.items())
@@ -195,18 +190,14 @@ def pools_in_time(draw: st.DrawFn, name: str) -> PoolSnapshot:
             name=f"{name}{number}",
             total={"cpu": draw(st.integers(3, 8)), "memory": draw(st.integers(3, 8))},
             foreign={"cpu": draw(st.sampled_from([0, 0, 0, 1]))},
-            state=draw(
-                st.sampled_from([HostState.ACTIVE, HostState.ACTIVE, HostState.ACTIVE, HostState.LOST])
-            ),
+            state=draw(st.sampled_from([HostState.ACTIVE, HostState.ACTIVE, HostState.ACTIVE, HostState.LOST])),
         )
         for number in range(draw(st.integers(1, 3)))
     ]
     table = SlotTable()
     for number in range(draw(st.integers(0, 7))):
         start = draw(st.integers(-4, HORIZON - 4))
-        end = (
-            draw(st.one_of(st.none(), st.integers(start + 1, HORIZON))) if draw(st.booleans()) else start + 3
-        )
+        end = draw(st.one_of(st.none(), st.integers(start + 1, HORIZON))) if draw(st.booleans()) else start + 3
         table.hold(
             ("other", number, "node"),
             draw(st.sampled_from([*(host.name for host in hosts), POOL_ROW])),
@@ -253,9 +244,7 @@ def requests(draw: st.DrawFn) -> PlacementRequest:
 class Oracle:
     """Answers by looking at every instant, every route, every count and every host."""
 
-    def __init__(
-        self, request: PlacementRequest, pools: Mapping[str, PoolSnapshot], length: int | None
-    ) -> None:
+    def __init__(self, request: PlacementRequest, pools: Mapping[str, PoolSnapshot], length: int | None) -> None:
         self.request, self.pools, self.length = request, pools, length
         self.slots = {
             (pool.name, host): [(dict(slot.amounts), slot.start, slot.end) for slot in pool.slots.slots(host)]

@@ -100,9 +100,7 @@ class SlotsAgainstModel(RuleBasedStateMachine):
         start=st.integers(-4, 12),
         length=st.one_of(st.none(), st.integers(1, 10)),
     )
-    def hold_past_all_planning(
-        self, host: str, cpu: int, memory: int, start: int, length: int | None
-    ) -> None:
+    def hold_past_all_planning(self, host: str, cpu: int, memory: int, start: int, length: int | None) -> None:
         """The table itself refuses nothing for want of room; only hosts planned on are kept within
         capacity.
         """
@@ -179,9 +177,7 @@ class SlotsAgainstModel(RuleBasedStateMachine):
         held = replace(held, end=held.start + later, amounts={**held.amounts, "gpu": 1})
         self.model.slots[key] = held
         assert held.end is not None
-        self.table.replace(
-            Slot(key=key, host=held.host, amounts=held.amounts, start=at(held.start), end=at(held.end))
-        )
+        self.table.replace(Slot(key=key, host=held.host, amounts=held.amounts, start=at(held.start), end=at(held.end)))
 
     @rule(data=st.data())
     def a_batch_with_a_taken_key_changes_nothing(self, data: st.DataObject) -> None:
@@ -190,8 +186,7 @@ class SlotsAgainstModel(RuleBasedStateMachine):
         taken = data.draw(st.sampled_from(sorted(self.model.slots)))
         before = len(self.table)
         batch = [
-            Slot(key=key, host="a", amounts={"cpu": 1}, start=at(0), end=None)
-            for key in (("new", 0, "node"), taken)
+            Slot(key=key, host="a", amounts={"cpu": 1}, start=at(0), end=None) for key in (("new", 0, "node"), taken)
         ]
         try:
             self.table.hold_all(batch)
@@ -236,9 +231,7 @@ class SlotsAgainstModel(RuleBasedStateMachine):
         assert len(self.table) == len(self.model.slots)
         listed = {slot.key for host in self.table.hosts for slot in self.table.slots(host)}
         assert listed == set(self.model.slots)
-        ends = {
-            slot.end for slot in self.model.slots.values() if slot.end is not None and slot.end > self.now
-        }
+        ends = {slot.end for slot in self.model.slots.values() if slot.end is not None and slot.end > self.now}
         assert self.table.ends(at(self.now)) == [at(end) for end in sorted(ends)]
 
 

@@ -21,9 +21,7 @@ async def test_sleepers_wake_at_their_time_in_time_order() -> None:
         await clock.sleep(seconds)
         woken.append((name, clock.now(), clock.monotonic()))
 
-    tasks = [
-        asyncio.create_task(sleeper(*args)) for args in (("late", 7.5), ("soon", 0.000001), ("never", 99))
-    ]
+    tasks = [asyncio.create_task(sleeper(*args)) for args in (("late", 7.5), ("soon", 0.000001), ("never", 99))]
     await clock.advance(10)
     assert woken == [
         ("soon", START + timedelta(microseconds=1), 0.000001),

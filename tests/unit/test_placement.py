@@ -60,7 +60,9 @@ def test_a_resource_nobody_asks_for_never_blocks_even_overdrawn() -> None:
     lab = pool(hosts=[host("a", foreign={"cpu": 9000})], pool_totals={"disk": 5}, pool_foreign={"disk": 9})
     assert placed(ask(nodes(2, cpu=0, extra={"gpu": 0, "disk": 0}), at=lab)) == [("a", "a")]
     busy = pool(hosts=[host("a", foreign={"cpu": 9000}), host("b", memory=512)])
-    assert placed(ask(nodes(cpu=0), nodes(memory=500, cpu=100), at=busy)) == [("a",), ("b",)]
+    for rule in (None, Placement.ONE_PER_HOST):
+        answer = ask(nodes(cpu=0, placement=rule), nodes(memory=500, cpu=100), at=busy)
+        assert placed(answer) == [("a",), ("b",)]
 
 
 def test_a_resource_no_host_knows_counts_as_none() -> None:
@@ -226,9 +228,7 @@ def test_the_exact_search_finds_what_largest_first_misses() -> None:
 def test_a_set_that_fits_anywhere_leaves_the_hosts_others_need() -> None:
     """The larger node would fill x best, but the others may stand on x and y only."""
     racks = {"x": "a", "y": "a", "z": "b"}
-    lab = pool(
-        hosts=[host(name, memory=10 + 2 * (name == "z"), attributes={"rack": racks[name]}) for name in racks]
-    )
+    lab = pool(hosts=[host(name, memory=10 + 2 * (name == "z"), attributes={"rack": racks[name]}) for name in racks])
     anywhere, two = nodes(1, memory=8), nodes(2, memory=6, host_selector={"rack": ("a",)})
     assert placed(ask(anywhere, two, at=lab)) == [("z",), ("x", "y")]
 

@@ -190,9 +190,7 @@ def test_no_python_loop_of_the_request_path_runs_over_hosts() -> None:
 
 
 @pytest.mark.parametrize(("hosts", "most"), [(1_000, 100e-6), (10_000, 400e-6)])
-def test_one_vm_is_planned_in_microseconds(
-    hosts: int, most: float, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_vm_is_planned_in_microseconds(hosts: int, most: float, capsys: pytest.CaptureFixture[str]) -> None:
     """The aim, with 100,000 live slots; the test allows ten times as much, for a busy machine."""
     lab = large_pool(hosts, 100_000 // hosts)
     wanted = nodes(memory=1024, cpu=1000)

@@ -179,6 +179,13 @@ def test_what_has_begun_is_told_right_after_a_few_changes_in_a_large_table() -> 
             fresh = replace(slots[number], key=(f"v{number}", 0, "node"), end=NOW + timedelta(minutes=200))
             table.hold_all([fresh])
             kept[fresh.key] = fresh
+    by_end = sorted(kept.values(), key=lambda slot: slot.end or NOW)
+    table.begun(now)
+    for slot in by_end[len(by_end) // 2 - 10 : len(by_end) // 2 + 10]:  # where a binary search looks first
+        table.release(kept.pop(slot.key).key)
+    late = Slot(key=("late", 0, "node"), host="h1", amounts={"cpu": 9}, start=NOW - HOUR, end=NOW + 6 * HOUR)
+    table.hold_all([late])
+    kept[late.key] = late
     anew = SlotTable(["cpu"])
     for host in table.hosts:
         anew.host_row(host)
