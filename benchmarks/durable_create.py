@@ -50,7 +50,9 @@ class Figures:
 @contextmanager
 def server(*command: str) -> Iterator[tuple[str, int]]:
     """A server process; its address and process id."""
-    with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         try:
@@ -123,16 +125,16 @@ def main() -> None:
     )
     for in_flight, pairs in rounds.items():
         ratios = sorted(ours.throughput / echo.throughput for ours, echo in pairs)
-        ours = [pair[0] for pair in pairs]
-        echo = [pair[1] for pair in pairs]
-        busiest = max(figures.client_cpu for figures in (*ours, *echo))
+        creates = [pair[0] for pair in pairs]
+        echoes = [pair[1] for pair in pairs]
+        busiest = max(figures.client_cpu for figures in (*creates, *echoes))
         void = " void: the client was the slow side" if busiest > CLIENT_SATURATED else ""
         sys.stdout.write(
-            f"{in_flight:9} | {median(f.throughput for f in ours):9.0f} | {median(f.throughput for f in echo):6.0f} | "
+            f"{in_flight:9} | {median(f.throughput for f in creates):9.0f} | {median(f.throughput for f in echoes):6.0f} | "
             f"{median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) | "
-            f"{median(f.p50 for f in ours) * 1e3:.2f} ({median(f.p50 for f in echo) * 1e3:.2f}) | "
-            f"{median(f.p99 for f in ours) * 1e3:.2f} ({median(f.p99 for f in echo) * 1e3:.2f}) | "
-            f"{median(f.server_cpu for f in ours) * 1e6:.0f} ({median(f.server_cpu for f in echo) * 1e6:.0f}) | "
+            f"{median(f.p50 for f in creates) * 1e3:.2f} ({median(f.p50 for f in echoes) * 1e3:.2f}) | "
+            f"{median(f.p99 for f in creates) * 1e3:.2f} ({median(f.p99 for f in echoes) * 1e3:.2f}) | "
+            f"{median(f.server_cpu for f in creates) * 1e6:.0f} ({median(f.server_cpu for f in echoes) * 1e6:.0f}) | "
             f"{busiest:.2f}{void}\n"
         )
     if options.json:

@@ -14,9 +14,7 @@ from workspacebroker.v1 import workspace_service_pb2_grpc as services
 class Echo(services.WorkspaceServiceServicer):
     """Answers with what it was sent."""
 
-    async def CreateWorkspace(
-        self, request: api.CreateWorkspaceRequest, context: Any
-    ) -> api.CreateWorkspaceResponse:
+    async def CreateWorkspace(self, request: api.CreateWorkspaceRequest, context: Any) -> api.CreateWorkspaceResponse:
         return api.CreateWorkspaceResponse(workspace=request.workspace)
 
 

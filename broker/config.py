@@ -1,6 +1,6 @@
 """The configuration: a TOML file in, frozen settings out; every unknown or bad key is named with its path.
 
-    [server]                          listen, state, drain_timeout, call_timeout, watch_history
+    [server]                          listen, state, drain_timeout, call_timeout, watch_history, metrics
     [pools.NAME]                      backend, and what `_pool` reads; every other key is the backend's own
     [instance_types.NAME]             amounts by resource: cpu in milli-cores, memory and disk in MiB
     [tenants.NAME]                    display_name, limits, pool_limits, allowed_pools, max_duration
@@ -53,6 +53,7 @@ class ServerSettings:
     drain_timeout: float = 10.0  # seconds for calls under way when it is told to stop
     call_timeout: float = 30.0  # seconds for a call that came without a deadline
     watch_history: int = 10_000  # changes kept for watchers that come late
+    metrics: tuple[str, int] | None = None  # where counters are served over HTTP; None: nowhere
 
     @property
     def listen(self) -> str:
@@ -183,9 +184,25 @@ def _server(table: Table, directory: Path, tenants: Mapping[str, TenantSettings]
         drain_timeout=table.seconds("drain_timeout", "10s", zero=True),
         call_timeout=table.seconds("call_timeout", "30s"),
         watch_history=table.whole("watch_history", default.watch_history, low=1, high=10_000_000),
+        metrics=_metrics(table),
     )
     table.finish()
     return settings
+
+
+def _metrics(table: Table) -> tuple[str, int] | None:
+    """Counters say who uses what, and nobody is asked who they are: loopback only."""
+    text = table.text("metrics", "")
+    if not text:
+        return None
+    try:
+        host, port = _address(text)
+    except ValueError as error:
+        table.bad("metrics", str(error))
+        return None
+    if not _loopback(host):
+        table.bad("metrics", f"{host} is not a loopback address, and whoever reaches it may read the counters")
+    return host, port
 
 
 def _address(listen: str) -> tuple[str, int]:

@@ -6,7 +6,9 @@ Prometheus conventions; `server.metrics` in the configuration serves them over H
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 
 class Metrics:
@@ -39,6 +41,17 @@ class Metrics:
             "node_transitions", "Node state changes", ["pool", "state", "cause"], registry=self.registry
         )
         self.watchers = Gauge("watchers", "Open watch streams", registry=self.registry)
+
+    def serve(self, host: str, port: int) -> Callable[[], None]:
+        """Serves them over HTTP, in a thread of its own; returns what stops it. Raises OSError."""
+        server, thread = start_http_server(port, host, registry=self.registry)
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return stop
 
     def value(self, name: str, **labels: str) -> float:
         """A sample's present value; 0 where nothing was counted yet."""

@@ -75,6 +75,7 @@ class Broker:
         self._new_uid = new_uid
         self._jitter = jitter
         self._tasks: list[asyncio.Task[None]] = []
+        self._stop_metrics: Callable[[], None] = lambda: None
 
     async def start(self) -> int:
         """Starts to serve; returns the port. Raises StoreProblem, or OSError where the address is taken."""
@@ -123,6 +124,8 @@ class Broker:
         await self.engine.start()
         await self._server.start()
         self._tasks.append(asyncio.create_task(self._tell_health(), name="health"))
+        if settings.server.metrics is not None:
+            self._stop_metrics = self.metrics.serve(*settings.server.metrics)
         log.info(
             "serving=%s pools=%s state=%s",
             settings.server.listen,
@@ -208,6 +211,7 @@ class Broker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._stop_metrics()
         await self.engine.stop()
         self.store.close()
         log.info("stopped")
