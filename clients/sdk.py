@@ -128,8 +128,10 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # gRPC's close waits for every call, for ever for one that Ctrl-C tore out of gRPC's own bookkeeping.
+        if kind is not KeyboardInterrupt:
+            self.close()
 
     def call(self, request: Message, *, timeout: float | None = None, wait_for_ready: bool = False) -> Any:
         """Sends a request (not a watch) and returns its response message; raises a BrokerError."""

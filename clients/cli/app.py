@@ -52,6 +52,7 @@ for command in (*workspaces.COMMANDS, *pools.COMMANDS, completion):
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line; returns its exit code."""
     session = Session()
+    interrupted = False
     try:
         return cli.main(list(arguments), prog_name="workspace", standalone_mode=False, obj=session) or 0
     except click.ClickException as error:
@@ -65,6 +66,7 @@ def run(arguments: Sequence[str]) -> int:
             session.say(*explain(error, server=session.server, check_line=check))
         return exit_code(error)
     except (click.Abort, KeyboardInterrupt):
+        interrupted = True
         if session.follow_up:
             session.say(session.follow_up)
         return Exit.INTERRUPTED
@@ -72,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OTHER
     finally:
-        if "client" in vars(session):
+        if "client" in vars(session) and not interrupted:  # see Client.__exit__
             session.client.close()
 
 
