@@ -172,6 +172,11 @@ class Workspaces:
         allowed = self._tenant(tenant).allowed_pools
         return placement_request(wanted, frozenset(allowed) if allowed else None)
 
+    def check_tenant(self, tenant: str | None) -> None:
+        """Raises NOT_FOUND for a tenant that is not there; None is all of them."""
+        if tenant is not None:
+            self._tenant(tenant)
+
     def _tenant(self, tenant: str) -> TenantSettings:
         """A tenant's settings; where none are configured, every tenant is there and has no limits."""
         settings = self._tenants.get(tenant)

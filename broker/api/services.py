@@ -169,6 +169,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         self, request: calls_pb.ListWorkspacesRequest, context: Context
     ) -> calls_pb.ListWorkspacesResponse:
         asked = calls.list_request(request, self._tokens)
+        self._workspaces.check_tenant(asked.tenant)
         answer = calls_pb.ListWorkspacesResponse(revision=self._book.events.revision)
         size = 0
         for workspace in self._listed(asked):
@@ -295,6 +296,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         self, request: calls_pb.WatchWorkspacesRequest
     ) -> AsyncIterator[calls_pb.WatchWorkspacesResponse]:
         asked = calls.watch_request(request)
+        self._workspaces.check_tenant(asked.tenant)
         log = self._book.events
         current = list(self._book.workspaces.values()) if asked.after_revision == 0 else None
         subscription = log.subscribe(asked.after_revision, current, self._clock.now())
