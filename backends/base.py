@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
 Amounts = Mapping[str, int]
 """Amounts by resource: "cpu" in milli-cores, "memory" and "disk" in MiB, any other name in its own whole unit."""
@@ -121,6 +122,32 @@ class Step(StrEnum):
     LIVE_MIGRATE = "live_migrate"
     TERMINATE = "terminate"
     UNPROPAGATE = "unpropagate"
+
+
+COMMON_STEPS: Final[Mapping[Action, tuple[Step, ...]]] = MappingProxyType(
+    {
+        Action.CREATE: (Step.ALLOCATE, Step.DEPLOY),
+        Action.PAUSE: (Step.PAUSE,),
+        Action.UNPAUSE: (Step.UNPAUSE,),
+        Action.SUSPEND: (Step.SUSPEND,),
+        Action.SUSPEND_RELEASE: (Step.SUSPEND_RELEASE,),
+        Action.RELEASE_SUSPENDED: (Step.SUSPEND_RELEASE,),
+        Action.RESUME: (Step.RESUME,),
+        # What gave its capacity back is deployed again, to the host that was chosen for it.
+        Action.RESUME_RELEASED: (Step.DEPLOY,),
+        Action.STOP: (Step.STOP,),
+        Action.STOP_RELEASE: (Step.STOP_RELEASE,),
+        Action.RELEASE_STOPPED: (Step.STOP_RELEASE,),
+        Action.START: (Step.START,),
+        Action.START_RELEASED: (Step.DEPLOY,),
+        Action.REBOOT: (Step.REBOOT,),
+        Action.SAVE: (Step.SAVE,),
+        Action.MIGRATE: (Step.MIGRATE,),
+        Action.LIVE_MIGRATE: (Step.LIVE_MIGRATE,),
+        Action.TERMINATE: (Step.TERMINATE,),
+    }
+)
+"""The steps most backends take; a backend declares its own where it differs, and leaves out what it cannot do."""
 
 
 class ParameterKind(StrEnum):

@@ -127,8 +127,9 @@ class Broker:
         if settings.server.metrics is not None:
             self._stop_metrics = self.metrics.serve(*settings.server.metrics)
         log.info(
-            "serving=%s pools=%s state=%s",
-            settings.server.listen,
+            "serving=%s:%d pools=%s state=%s",
+            settings.server.host,
+            port,
             ",".join(self.pools),
             settings.server.state,
         )

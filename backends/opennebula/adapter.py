@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from backends.base import (
+    COMMON_STEPS,
     Action,
     Backend,
     BackendContext,
@@ -55,24 +56,9 @@ CAPABILITIES: Final = frozenset(
 )
 """No PAUSE: OpenNebula has no such action."""
 
+# No PAUSE; and from STOPPED and UNDEPLOYED straight to DEPLOY, as a resume would hand the VM to ONE's own scheduler.
 STEPS: Final[Mapping[Action, tuple[Step, ...]]] = {
-    Action.CREATE: (Step.ALLOCATE, Step.DEPLOY),
-    Action.SUSPEND: (Step.SUSPEND,),
-    Action.SUSPEND_RELEASE: (Step.SUSPEND_RELEASE,),
-    Action.RELEASE_SUSPENDED: (Step.SUSPEND_RELEASE,),
-    Action.RESUME: (Step.RESUME,),
-    # Straight from STOPPED and UNDEPLOYED: a resume would hand the VM to OpenNebula's scheduler.
-    Action.RESUME_RELEASED: (Step.DEPLOY,),
-    Action.STOP: (Step.STOP,),
-    Action.STOP_RELEASE: (Step.STOP_RELEASE,),
-    Action.RELEASE_STOPPED: (Step.STOP_RELEASE,),
-    Action.START: (Step.START,),
-    Action.START_RELEASED: (Step.DEPLOY,),
-    Action.REBOOT: (Step.REBOOT,),
-    Action.SAVE: (Step.SAVE,),
-    Action.MIGRATE: (Step.MIGRATE,),
-    Action.LIVE_MIGRATE: (Step.LIVE_MIGRATE,),
-    Action.TERMINATE: (Step.TERMINATE,),
+    action: steps for action, steps in COMMON_STEPS.items() if action not in (Action.PAUSE, Action.UNPAUSE)
 }
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backends.base import (
+    COMMON_STEPS,
     Action,
     BackendContext,
     BackendError,
@@ -40,26 +41,6 @@ from backends.simulator.settings import FaultKind, Settings
 from backends.simulator.steps import Stage
 from backends.simulator.world import POOL, Machine, World
 
-_STEPS: dict[Action, tuple[Step, ...]] = {
-    Action.CREATE: (Step.ALLOCATE, Step.DEPLOY),
-    Action.PAUSE: (Step.PAUSE,),
-    Action.UNPAUSE: (Step.UNPAUSE,),
-    Action.SUSPEND: (Step.SUSPEND,),
-    Action.SUSPEND_RELEASE: (Step.SUSPEND_RELEASE,),
-    Action.RELEASE_SUSPENDED: (Step.SUSPEND_RELEASE,),
-    Action.RESUME: (Step.RESUME,),
-    Action.RESUME_RELEASED: (Step.DEPLOY,),
-    Action.STOP: (Step.STOP,),
-    Action.STOP_RELEASE: (Step.STOP_RELEASE,),
-    Action.RELEASE_STOPPED: (Step.STOP_RELEASE,),
-    Action.START: (Step.START,),
-    Action.START_RELEASED: (Step.DEPLOY,),
-    Action.REBOOT: (Step.REBOOT,),
-    Action.SAVE: (Step.SAVE,),
-    Action.MIGRATE: (Step.MIGRATE,),
-    Action.LIVE_MIGRATE: (Step.LIVE_MIGRATE,),
-    Action.TERMINATE: (Step.TERMINATE,),
-}
 _NEEDS: dict[Action, tuple[Capability, ...]] = {
     Action.PAUSE: (Capability.PAUSE,),
     Action.UNPAUSE: (Capability.PAUSE,),
@@ -110,7 +91,7 @@ class Simulator:
 
     def steps(self, action: Action) -> tuple[Step, ...]:
         able = self._settings.capabilities.issuperset(_NEEDS.get(action, ()))
-        return _STEPS.get(action, ()) if able else ()
+        return COMMON_STEPS.get(action, ()) if able else ()
 
     async def open(self) -> None:
         if self._journal is not None:
