@@ -299,11 +299,11 @@ def test_a_watch_is_told_and_does_not_hold_up_the_end(tmp_path: Path, callers: A
 
 
 def test_what_was_under_way_goes_on_after_a_restart(tmp_path: Path, callers: Any) -> None:
-    with broker_process(tmp_path, configuration(deploy="1h", server='drain_timeout = "0s"')) as process:
-        uid = callers(process).create("slow").uid
-    with broker_process(tmp_path, configuration()) as process:
-        caller = callers(process)
-        name = f"{TENANT}/workspaces/slow"
-        answer = caller.wait(pb.Workspace(name=name), timeout=20).result()
-        assert answer.workspace.uid == uid
+    kept = configuration(deploy="2s", server='drain_timeout = "0s"', pool='state_file = "world"')
+    with broker_process(tmp_path, kept) as process:
+        made = callers(process).create("slow")
+        assert made.state == pb.Workspace.STATE_STARTING
+    with broker_process(tmp_path, kept) as process:
+        answer = callers(process).wait(made, timeout=20).result()
+        assert answer.workspace.uid == made.uid
         assert answer.reached, answer.workspace
