@@ -5,6 +5,7 @@ usage: check_skips.py JUNIT_XML ALLOWED. A line of ALLOWED is "test id: reason";
 
 from __future__ import annotations
 
+import ast
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -18,7 +19,10 @@ def main(report: str, allowed: str) -> int:
     for case in ET.parse(report).getroot().iter("testcase"):
         skip = case.find("skipped")
         if skip is not None:
-            skipped[f"{case.get('classname')}.{case.get('name')}"] = skip.get("message", "")
+            reason = skip.get("message", "")
+            if reason == "collection skipped":  # a whole module: file, line and reason stand in the text
+                reason = ast.literal_eval(skip.text or "")[2].removeprefix("Skipped: ")
+            skipped[f"{case.get('classname')}.{case.get('name')}"] = reason
     unnamed = {test: reason for test, reason in skipped.items() if named.get(test) != reason}
     for test, reason in sorted(unnamed.items()):
         sys.stderr.write(f"skipped and not named in {allowed}: {test}: {reason}\n")
