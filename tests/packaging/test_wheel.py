@@ -98,6 +98,7 @@ def test_the_wheel_has_what_is_not_python(wheel: Path) -> None:
     for module in ("resources", "errors", "workspace_service", "pool_service", "tenant_service"):
         for ending in (".proto", "_pb2.py", "_pb2.pyi", "_pb2_grpc.py"):
             assert f"workspacebroker/v1/{module}{ending}" in files
+    assert {f"{package}/py.typed" for package in NAMES} <= files  # what "Typing :: Typed" promises
     assert "clients/service_config.json" in files
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
     assert not [name for name in files if name.endswith((".pyc", ".db"))]
