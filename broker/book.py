@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, cast
 
-from broker.core.accounting import holdings, quota_use
+from broker.core.accounting import holdings, node_quota_use, quota_use, same_terms
 from broker.core.clock import Clock
 from broker.core.model import NodeKey, RequestRecord, Task, Workspace
 from broker.core.slots import SlotTable
@@ -274,21 +274,22 @@ class Book:
             name = (new.tenant, new.id)
             self._uids[name] = new.uid
             insort(self._names, name)
-        if old is not None:
-            for pool, resource, amount in quota_use(old):
-                self._use(old.tenant, pool, resource, -amount)
-        if new is not None:
-            for pool, resource, amount in quota_use(new):
-                self._use(new.tenant, pool, resource, amount)
-        if old is not None:
-            for node in old.nodes:
-                self.live_nodes[node.pool].discard((old.uid, node.index))
-        if new is not None:
-            for node in new.nodes:
-                if not node.state.final:
-                    self.live_nodes[node.pool].add((new.uid, node.index))
-        released = {holding.key: holding for holding in holdings(old)} if old is not None else {}
-        held = {holding.key: holding for holding in holdings(new)} if new is not None else {}
+        if old is not None and new is not None and same_terms(old, new):
+            # Most changes are of one node among many: only what differs is derived anew.
+            pairs = [(was, now) for was, now in zip(old.nodes, new.nodes, strict=True) if was is not now]
+            before, after = [was for was, _ in pairs], [now for _, now in pairs]
+            self._charge(new.tenant, node_quota_use(before), node_quota_use(after))
+        else:
+            before, after = list(old.nodes) if old is not None else [], list(new.nodes) if new is not None else []
+            tenant = cast(Workspace, new or old).tenant
+            self._charge(tenant, quota_use(old) if old is not None else (), quota_use(new) if new is not None else ())
+        for node in before:
+            self.live_nodes[node.pool].discard((cast(Workspace, old).uid, node.index))
+        for node in after:
+            if not node.state.final:
+                self.live_nodes[node.pool].add((cast(Workspace, new).uid, node.index))
+        released = {each.key: each for each in holdings(old, before)} if old is not None else {}
+        held = {each.key: each for each in holdings(new, after)} if new is not None else {}
         for key, holding in released.items():
             if held.get(key) != holding:
                 self.slots[holding.pool].release(key)
@@ -298,7 +299,11 @@ class Book:
                 self.slots[holding.pool].hold(key, holding.host, holding.amounts, holding.start, holding.end)
                 self.generations[holding.pool] += 1
 
-    def _use(self, tenant: str, pool: str, resource: str, amount: int) -> None:
-        self.used[(tenant, "", resource)] += amount
-        if pool:
-            self.used[(tenant, pool, resource)] += amount
+    def _charge(
+        self, tenant: str, before: Iterable[tuple[str, str, int]], after: Iterable[tuple[str, str, int]]
+    ) -> None:
+        for sign, uses in ((-1, before), (1, after)):
+            for pool, resource, amount in uses:
+                self.used[(tenant, "", resource)] += sign * amount
+                if pool:
+                    self.used[(tenant, pool, resource)] += sign * amount

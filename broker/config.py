@@ -277,7 +277,9 @@ def _with_backend(pool: PoolSettings, table: Table, find: Callable[[str], Backen
     except LookupError as error:
         table.bad("backend", f"{error.args[0]}{did_you_mean(pool.backend, registry.names())}")
         return _misspelt(pool, table, known)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("backends"):
+            raise  # not a library that is missing, but a defect of ours
         library = (error.name or str(error)).partition(".")[0]
         package = PACKAGES.get(library, library)
         table.bad("backend", f"{pool.backend} needs {library}, which is not installed: pip install {package}")

@@ -28,6 +28,7 @@ from backends import registry
 from backends.base import BackendContext
 from broker.api.pages import PageTokens
 from broker.api.services import Calls, PoolService, TenantService, WorkspaceService
+from broker.api.unreadable import RefuseUnreadable
 from broker.book import Book
 from broker.config import Settings
 from broker.core.clock import Clock, SystemClock
@@ -156,11 +157,12 @@ class Broker:
 
     def _make_server(self, tokens: PageTokens) -> grpc.aio.Server:
         server = grpc.aio.server(
+            interceptors=[RefuseUnreadable()],
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MESSAGE_BYTES),
                 ("grpc.so_reuseport", 0),  # a port in use is an error, not a second broker
-            ]
+            ],
         )
         workspace_grpc.add_WorkspaceServiceServicer_to_server(
             WorkspaceService(

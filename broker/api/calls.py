@@ -185,7 +185,7 @@ def update_request(message: calls_pb.UpdateWorkspaceRequest) -> UpdateRequest:
         display_name=display_name,
         labels=labels,
         duration=duration,
-        open_ended=asked.terms.open_ended,
+        open_ended=asked.terms.open_ended and "terms.open_ended" in paths,
         end_action=end_action,
         request_id=problems.token("request_id", message.request_id),
         etag=problems.token("workspace.etag", asked.etag),

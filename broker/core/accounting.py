@@ -6,7 +6,7 @@ from records and never kept beside them, so they cannot drift.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -35,12 +35,24 @@ def _kept(node: Node, amounts: dict[str, int]) -> dict[str, int]:
     return {name: amount for name, amount in amounts.items() if name == DISK or name.startswith("address:")}
 
 
-def holdings(workspace: Workspace) -> Iterator[Holding]:
-    """Every slot a workspace holds, as its record stands."""
+def same_terms(one: Workspace, other: Workspace) -> bool:
+    """Whether two records of a workspace hold the same where their nodes are the same."""
+    return (
+        (one.state is State.PENDING) == (other.state is State.PENDING)
+        and (one.state in FINAL) == (other.state in FINAL)
+        and one.prepare_time == other.prepare_time
+        and one.start_time == other.start_time
+        and one.end_time == other.end_time
+        and len(one.nodes) == len(other.nodes)
+    )
+
+
+def holdings(workspace: Workspace, nodes: Iterable[Node]) -> Iterator[Holding]:
+    """Every slot that some of a workspace's nodes hold, as its record stands."""
     if workspace.state is State.PENDING:
         return
     start = workspace.prepare_time or workspace.start_time or workspace.create_time
-    for node in workspace.nodes:
+    for node in nodes:
         if node.state in FINAL or node.state is State.PENDING:
             continue
         places = [("host", node.host, node.held), ("pool", POOL_ROW, node.pool_held)]
@@ -64,7 +76,12 @@ def quota_use(workspace: Workspace) -> Iterator[tuple[str, str, int]]:
     if workspace.state in FINAL:
         return
     yield "", "workspaces", 1
-    for node in workspace.nodes:
+    yield from node_quota_use(workspace.nodes)
+
+
+def node_quota_use(nodes: Iterable[Node]) -> Iterator[tuple[str, str, int]]:
+    """What nodes take of their tenant's limits: (pool, resource, amount)."""
+    for node in nodes:
         if node.state in FINAL:
             continue
         yield node.pool, "nodes", 1

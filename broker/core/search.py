@@ -20,7 +20,7 @@ from broker.core.wheel import Configs, maximal_configs, squeaky_wheel
 Config: TypeAlias = tuple[int, ...]
 """Nodes of each set on one host."""
 
-SEARCH_LIMIT = 200_000
+SEARCH_LIMIT = 50_000
 """Default bound on the work of one question to one pool, in configurations looked at: about a second at
 worst.
 """
