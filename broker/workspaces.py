@@ -580,7 +580,8 @@ class Workspaces:
         if "terms.end_action" in paths:
             changed = replace(changed, terms=replace(changed.terms, end_action=request.end_action))
         # Not to be open-ended says nothing about how long: a lease that has an end keeps it.
-        if "terms.duration" in paths or ("terms.open_ended" in paths and request.open_ended is not _endless(workspace)):
+        endless = workspace.end_time is None
+        if "terms.duration" in paths or ("terms.open_ended" in paths and request.open_ended is not endless):
             changed = self._with_new_end(changed, request, now)
         return changed
 
@@ -647,10 +648,6 @@ def _check_indexes(workspace: Workspace, indexes: Iterable[int]) -> None:
     ]
     if wrong:
         raise FieldsInvalid(wrong)
-
-
-def _endless(workspace: Workspace) -> bool:
-    return workspace.end_time is None
 
 
 def _without_ending(workspace: Workspace) -> tuple[Notice, ...]:
