@@ -167,6 +167,7 @@ async def listed(broker: Running, **fields: Any) -> list[pb.Workspace]:
 
 async def footprint(broker: Running, of: str = "lab") -> tuple[object, ...]:
     """All that a refused request must leave as it was: records, slots, the pool's generation, use, revision."""
+    await broker.broker.book.settled()  # what was decided is published
     answer = await broker.workspaces.ListWorkspaces(
         api.ListWorkspacesRequest(parent="tenants/-", states=list(EVERY_STATE))
     )
