@@ -11,7 +11,7 @@ help:
 	@echo "make test     the test suite"
 	@echo "make lint     ruff, mypy, import-linter, buf"
 	@echo "make protos   generate the Python code of the API"
-	@echo "make bench    durable creates against a bare gRPC echo"
+	@echo "make bench    durable creates against a bare gRPC echo; plan() by number of hosts"
 	@echo "make floors   the tests against the oldest dependencies supported"
 
 $(STAMP): pyproject.toml protos/build_hook.py $(wildcard protos/workspacebroker/v1/*.proto)
@@ -42,6 +42,7 @@ breaking-baseline: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.durable_create
+	$(BIN)/python -m benchmarks.plan_time
 
 floors: $(STAMP)
 	$(PYTHON) -m venv .venv-floors

@@ -121,7 +121,7 @@ def main() -> None:
                         )
                     )
     sys.stdout.write(
-        "in flight | creates/s | echo/s | ratio (min-max) | p50 ms (echo) | p99 ms (echo) | CPU us (echo) | client CPU\n"
+        "in flight | creates/s | echo/s | ratio (min-max) | p50 ms (echo) | p99 ms (echo) | CPU us (echo) | client\n"
     )
     for in_flight, pairs in rounds.items():
         ratios = sorted(ours.throughput / echo.throughput for ours, echo in pairs)
@@ -130,7 +130,8 @@ def main() -> None:
         busiest = max(figures.client_cpu for figures in (*creates, *echoes))
         void = " void: the client was the slow side" if busiest > CLIENT_SATURATED else ""
         sys.stdout.write(
-            f"{in_flight:9} | {median(f.throughput for f in creates):9.0f} | {median(f.throughput for f in echoes):6.0f} | "
+            f"{in_flight:9} | {median(f.throughput for f in creates):9.0f} | "
+            f"{median(f.throughput for f in echoes):6.0f} | "
             f"{median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) | "
             f"{median(f.p50 for f in creates) * 1e3:.2f} ({median(f.p50 for f in echoes) * 1e3:.2f}) | "
             f"{median(f.p99 for f in creates) * 1e3:.2f} ({median(f.p99 for f in echoes) * 1e3:.2f}) | "
