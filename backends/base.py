@@ -150,6 +150,33 @@ COMMON_STEPS: Final[Mapping[Action, tuple[Step, ...]]] = MappingProxyType(
 """The steps most backends take; a backend declares its own where it differs, and leaves out what it cannot do."""
 
 
+UNDO: Final[Mapping[Step, Step | None]] = MappingProxyType(
+    {
+        Step.PROPAGATE: Step.UNPROPAGATE,
+        Step.ALLOCATE: Step.TERMINATE,
+        Step.DEPLOY: Step.TERMINATE,
+        Step.PAUSE: Step.UNPAUSE,
+        Step.UNPAUSE: Step.PAUSE,
+        Step.SUSPEND: Step.RESUME,
+        Step.SUSPEND_RELEASE: Step.DEPLOY,
+        Step.RESUME: Step.SUSPEND,
+        Step.STOP: Step.START,
+        Step.STOP_RELEASE: Step.DEPLOY,
+        Step.START: Step.STOP,
+        Step.MIGRATE: Step.MIGRATE,
+        Step.LIVE_MIGRATE: Step.LIVE_MIGRATE,
+        Step.REBOOT: None,  # leaves nothing behind
+        Step.SAVE: None,  # an image that was made is kept
+        Step.TERMINATE: None,  # never taken back
+        Step.UNPROPAGATE: None,
+    }
+)
+"""The step that takes a step back; None where there is nothing to take back.
+
+What a backend's CREATE makes, its TERMINATE takes back: the contract suite checks it against this table.
+"""
+
+
 class ParameterKind(StrEnum):
     """Which kind of value a scheduler parameter takes; the names are those of the API."""
 
@@ -233,6 +260,7 @@ class StepCall:
     target_host: str = ""  # MIGRATE and LIVE_MIGRATE
     image_name: str = ""  # SAVE: the image to make
     device: str = ""  # SAVE: which disk; empty: the boot disk
+    repeated: bool = False  # an earlier try of this very step may have been carried out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

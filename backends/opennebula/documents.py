@@ -89,7 +89,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """`saved_from` names the VM a disk of which became this image, where the front-end says so."""
+    """One image; `size` in MB."""
 
     image_id: int
     name: str
@@ -99,7 +99,6 @@ class Image:
     datastore_id: int
     arch: str
     hypervisor: str
-    saved_from: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +240,6 @@ def _image(node: Element) -> Image:
         datastore_id=_int(node, "DATASTORE_ID", -1),
         arch=_text(node, "TEMPLATE/ARCH"),
         hypervisor=_text(node, "TEMPLATE/HYPERVISOR"),
-        saved_from=_text(node, "TEMPLATE/SAVED_VM_ID"),
     )
 
 

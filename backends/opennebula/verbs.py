@@ -217,13 +217,10 @@ class Verbs:
         try:
             await self._rpc.call_int("one.vm.disksaveas", vm_id, disk.disk_id, name, "", _NEWEST_SNAPSHOT)
         except RefusedByFrontEnd as refusal:
-            if refusal.code == Code.ALLOCATE and await self._saved_before(vm_id, name):
-                return
-            await self._settle(call, vm_id, "", refusal)
-
-    async def _saved_before(self, vm_id: int, name: str) -> bool:
-        images = await self._front.images()
-        return any(image.name == name and image.saved_from == str(vm_id) for image in images)
+            # No image says which VM it came from. The broker asks for a name that was free, so one that is taken at a
+            # second try was taken by the first.
+            if not (call.repeated and refusal.code == Code.ALLOCATE):
+                await self._settle(call, vm_id, "", refusal)
 
     async def _known(self, vm_id: int, identity: Identity) -> Vm:
         vm = await self._front.vm(vm_id)

@@ -185,6 +185,7 @@ class Driver:
             target_host=node.target_host,
             image_name=task.image_name,
             device=task.device,
+            repeated=task.attempt > 1,
         )
         backend_id = await self._retried(task, call.step, lambda: self.pool.backend.perform(call), interrupt)
         await self._advance(task, backend_id)

@@ -1,7 +1,7 @@
 """What a task is made of, and how it begins: the one place where a node gets something to do.
 
 A verb, a lease's begin or end, an operator or a failed start all put nodes in motion through `begin`, in the
-transaction that decides it. Each step stands here beside the step that takes it back.
+transaction that decides it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from backends.base import Action, Step
+from backends.base import Action
 from broker.book import Transaction
 from broker.core.errors import Failure
 from broker.core.lifecycle import Verb
@@ -26,27 +26,6 @@ from broker.core.model import (
 )
 from broker.core.whole import workspace_state
 from broker.pools import Pool
-
-UNDO: Final[dict[Step, Step | None]] = {
-    Step.PROPAGATE: Step.UNPROPAGATE,
-    Step.ALLOCATE: Step.TERMINATE,
-    Step.DEPLOY: Step.TERMINATE,
-    Step.PAUSE: Step.UNPAUSE,
-    Step.UNPAUSE: Step.PAUSE,
-    Step.SUSPEND: Step.RESUME,
-    Step.SUSPEND_RELEASE: Step.DEPLOY,
-    Step.RESUME: Step.SUSPEND,
-    Step.STOP: Step.START,
-    Step.STOP_RELEASE: Step.DEPLOY,
-    Step.START: Step.STOP,
-    Step.MIGRATE: Step.MIGRATE,
-    Step.LIVE_MIGRATE: Step.LIVE_MIGRATE,
-    Step.REBOOT: None,  # leaves nothing behind
-    Step.SAVE: None,  # an image that was made is kept
-    Step.TERMINATE: None,  # never taken back
-    Step.UNPROPAGATE: None,
-}
-"""The step that takes a step back; None where there is nothing to take back."""
 
 STATE_OF: Final[dict[Action, State]] = {
     Action.CREATE: State.STARTING,

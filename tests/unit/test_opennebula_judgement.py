@@ -198,9 +198,7 @@ STORE = Datastore(
     used=700,
 )
 NET = Network(network_id=5, name="net", clusters=frozenset({0}), size=20, used=0)
-IMAGE = Image(
-    image_id=1, name="os", kind=0, state=1, size=9, datastore_id=0, arch="x86_64", hypervisor="", saved_from=""
-)
+IMAGE = Image(image_id=1, name="os", kind=0, state=1, size=9, datastore_id=0, arch="x86_64", hypervisor="")
 
 
 def reading(**changes: object) -> Reading:

@@ -32,7 +32,6 @@ def image(number: int, size: int) -> Image:
         datastore_id=1,
         arch="",
         hypervisor="",
-        saved_from="",
     )
 
 

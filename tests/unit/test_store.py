@@ -36,9 +36,7 @@ def workspace(uid: str = "u1", *, state: State = State.RUNNING, memory: int = 10
         node_sets=(NodeSet(amounts=amounts, user_data=b"\x00\xff"),),
         terms=Terms(),
         state=state,
-        nodes=(
-            Node(index=0, set_index=0, pool="lab", host="lab-1", held=amounts, pool_held={}, state=state),
-        ),
+        nodes=(Node(index=0, set_index=0, pool="lab", host="lab-1", held=amounts, pool_held={}, state=state),),
         start_time=NOW,
     )
 
@@ -80,10 +78,15 @@ async def test_the_running_connection_is_durable(tmp_path: Path) -> None:
 
 async def test_a_refusal_inside_a_transaction_leaves_no_trace(tmp_path: Path) -> None:
     store, book = open_book(tmp_path / "broker.db")
-    with pytest.raises(RuntimeError), book.transaction() as tx:
-        tx.put(workspace())
-        tx.set("draining/lab", "1")
-        raise RuntimeError("changed my mind")
+
+    def change_mind() -> None:
+        with book.transaction() as tx:
+            tx.put(workspace())
+            tx.set("draining/lab", "1")
+            raise RuntimeError("changed my mind")
+
+    with pytest.raises(RuntimeError):
+        change_mind()
     assert (book.workspaces, book.settings, book.revision) == ({}, {}, 0)
     assert not book.slots["lab"].slots("lab-1")
     assert book.find("default", "ws-u1") is None
@@ -144,11 +147,11 @@ def test_every_acknowledged_create_was_fsynced(tmp_path: Path) -> None:
     source = tmp_path / "count.c"
     source.write_text(
         "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <unistd.h>\n#include <stdio.h>\n#include <stdlib.h>\n"
-        "#include <string.h>\nstatic void note(int fd){char p[64],t[4096];snprintf(p,64,\"/proc/self/fd/%d\",fd);"
-        "ssize_t n=readlink(p,t,4095);if(n>0){t[n]=0;if(strstr(t,\"-wal\")){FILE*f=fopen(getenv(\"SYNCS\"),\"a\");"
+        '#include <string.h>\nstatic void note(int fd){char p[64],t[4096];snprintf(p,64,"/proc/self/fd/%d",fd);'
+        'ssize_t n=readlink(p,t,4095);if(n>0){t[n]=0;if(strstr(t,"-wal")){FILE*f=fopen(getenv("SYNCS"),"a");'
         "fputc('x',f);fclose(f);}}}\n"
-        "int fsync(int fd){int(*r)(int)=dlsym(RTLD_NEXT,\"fsync\");note(fd);return r(fd);}\n"
-        "int fdatasync(int fd){int(*r)(int)=dlsym(RTLD_NEXT,\"fdatasync\");note(fd);return r(fd);}\n"
+        'int fsync(int fd){int(*r)(int)=dlsym(RTLD_NEXT,"fsync");note(fd);return r(fd);}\n'
+        'int fdatasync(int fd){int(*r)(int)=dlsym(RTLD_NEXT,"fdatasync");note(fd);return r(fd);}\n'
     )
     library = tmp_path / "count.so"
     if subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], capture_output=True).returncode:
