@@ -31,7 +31,7 @@ from broker.core.views import (
 )
 from broker.engine.engine import Engine
 from broker.engine.tasks import begin
-from broker.placing import node_again, rest_of_lease, snapshots
+from broker.placing import held_nodes_again, rest_of_lease, snapshot_for_its_own
 from broker.pools import Pool, cordon_key, draining_key
 
 
@@ -209,8 +209,8 @@ class Operators:
         can = pool.backend.capabilities
         moves = Action.LIVE_MIGRATE if Capability.LIVE_MIGRATE in can else Action.MIGRATE
         if node.state is State.RUNNING and (Capability.LIVE_MIGRATE in can or Capability.MIGRATE in can):
-            request = node_again(workspace, node, exclude=(node.host,))
-            answer = plan(request, snapshots([pool], now), rest_of_lease(workspace, now))
+            request = held_nodes_again(workspace, [node], exclude=(node.host,))
+            answer = plan(request, snapshot_for_its_own(pool, now), rest_of_lease(workspace, now))
             if isinstance(answer, Plan):
                 with self._book.transaction(awaited=True) as tx:
                     begin(

@@ -16,6 +16,7 @@ from broker.core.placement import (
     Never,
     NotNow,
     Outcome,
+    Placement,
     PlacementRequest,
     Plan,
     PoolSnapshot,
@@ -86,6 +87,11 @@ def window(wanted: WorkspaceRequest, now: datetime) -> Window:
 def snapshots(pools: Iterable[Pool], now: datetime) -> dict[str, PoolSnapshot]:
     """Every pool as it stands."""
     return {pool.name: pool.snapshot(now) for pool in pools}
+
+
+def snapshot_for_its_own(pool: Pool, now: datetime) -> dict[str, PoolSnapshot]:
+    """A pool as it stands for what it has taken before: that it drains keeps only new workspaces away."""
+    return {pool.name: replace(pool.snapshot(now), draining=False)}
 
 
 def placed_nodes(
@@ -171,15 +177,48 @@ def node_again(
     workspace: Workspace, node: Node, *, exclude: Iterable[str] = (), host: str | None = None
 ) -> PlacementRequest:
     """One node of a workspace, to be placed anew in its own pool."""
-    wanted = replace(
-        set_request(workspace.node_set(node)),
-        count=1,
+    return PlacementRequest(sets=(_again(workspace, [node], exclude, host),), pool=node.pool)
+
+
+def held_nodes_again(workspace: Workspace, nodes: Sequence[Node], *, exclude: Iterable[str] = ()) -> PlacementRequest:
+    """Nodes to be placed anew together, a set for each set they are of, in its order.
+
+    What they hold of their pools all along is not asked for again: addresses, and the disk where it is the pool's.
+    """
+    sets = []
+    for index in sorted({node.set_index for node in nodes}):
+        of_set = [node for node in nodes if node.set_index == index]
+        wanted = _again(workspace, of_set, exclude, None)
+        kept = of_set[0].pool_held
+        amounts = {name: amount for name, amount in wanted.amounts.items() if name not in kept}
+        sets.append(replace(wanted, amounts=amounts, networks={}))
+    return PlacementRequest(sets=tuple(sets))
+
+
+def _again(workspace: Workspace, nodes: Sequence[Node], exclude: Iterable[str], host: str | None) -> SetRequest:
+    """Nodes of one set, which keep away from the set's others where each is to have a host of its own."""
+    first = nodes[0]
+    wanted = set_request(workspace.node_set(first))
+    excluded = set(exclude)
+    if wanted.placement is Placement.ONE_PER_HOST:
+        moving = {node.index for node in nodes}
+        excluded.update(
+            place
+            for node in workspace.nodes
+            if node.set_index == first.set_index
+            and node.index not in moving
+            and not (node.state.final or node.released)
+            for place in (node.host, node.target_host)
+            if place
+        )
+    return replace(
+        wanted,
+        count=len(nodes),
         min_count=0,
-        pool=node.pool,
-        excluded_hosts=frozenset(exclude),
+        pool=first.pool,
+        excluded_hosts=frozenset(excluded),
         pinned_host=host,
     )
-    return PlacementRequest(sets=(wanted,), pool=node.pool)
 
 
 def rest_of_lease(workspace: Workspace, now: datetime) -> Window:

@@ -48,7 +48,7 @@ from broker.engine.tasks import action_for, begin
 from broker.metrics import Metrics
 from broker.placing import (
     best_outcome,
-    node_again,
+    held_nodes_again,
     placed_nodes,
     placement_request,
     refused,
@@ -483,27 +483,15 @@ class Workspaces:
         if not returning:
             return {}
         nodes = [workspace.nodes[index] for index in returning]
-        # What they held all along is not asked for again: addresses, and the disk where it belongs to the pool.
-        sets = tuple(
-            replace(
-                each,
-                amounts={name: amount for name, amount in each.amounts.items() if name not in node.pool_held},
-                networks={},
-            )
-            for node in nodes
-            for each in node_again(workspace, node).sets
-        )
-        answer = plan(PlacementRequest(sets=sets), snapshots(self._pools.values(), now), rest_of_lease(workspace, now))
+        again = held_nodes_again(workspace, nodes)
+        answer = plan(again, snapshots(self._pools.values(), now), rest_of_lease(workspace, now))
         if not isinstance(answer, Plan):
             raise refused(answer, now, f"{workspace.name}, which gave its capacity back,")
         taken = tuple(replace(node, released=False) if node.index in returning else node for node in workspace.nodes)
         self._check_quota(workspace.tenant, replace(workspace, nodes=taken), besides=workspace)
-        return {
-            index: assignment.hosts[0]
-            for index, assignment in zip(
-                returning, sorted(answer.assignments, key=lambda each: each.set_index), strict=True
-            )
-        }
+        by_set = sorted(nodes, key=lambda node: (node.set_index, node.index))
+        placed = [host for each in sorted(answer.assignments, key=lambda each: each.set_index) for host in each.hosts]
+        return {node.index: host for node, host in zip(by_set, placed, strict=True)}
 
     async def save(self, request: SaveRequest) -> Workspace:
         """Saves one disk of one node as an image."""
