@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,7 @@ from broker.config import Settings
 from broker.core.clock import Clock, SystemClock
 from broker.core.errors import shutting_down
 from broker.engine.engine import Engine
+from broker.engine.fault_points import FaultPoint, nowhere
 from broker.events import EventLog
 from broker.metrics import Metrics
 from broker.operators import Operators
@@ -67,7 +69,8 @@ class Broker:
         *,
         clock: Clock | None = None,
         new_uid: Callable[[], str] = lambda: uuid4().hex,
-        jitter: Callable[[], float] | None = None,
+        jitter: Callable[[], float] = random.random,
+        fault_point: FaultPoint = nowhere,
     ) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
@@ -75,6 +78,7 @@ class Broker:
         self.events = EventLog(kept=settings.server.watch_history)
         self._new_uid = new_uid
         self._jitter = jitter
+        self._fault_point = fault_point
         self._tasks: list[asyncio.Task[None]] = []
         self._stop_metrics: Callable[[], None] = lambda: None
 
@@ -110,8 +114,15 @@ class Broker:
             for name, pool in settings.pools.items()
         }
         self._warn_of_lost_pools()
-        extra: dict[str, Any] = {"jitter": self._jitter} if self._jitter is not None else {}
-        self.engine = Engine(self.pools, self.book, self.clock, self.metrics, broker_id=broker_id, **extra)
+        self.engine = Engine(
+            self.pools,
+            self.book,
+            self.clock,
+            self.metrics,
+            broker_id=broker_id,
+            jitter=self._jitter,
+            fault_point=self._fault_point,
+        )
         self.workspaces = Workspaces(
             self.book, self.pools, self.clock, self.metrics, settings.tenants, new_uid=self._new_uid
         )

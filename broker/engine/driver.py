@@ -31,6 +31,7 @@ from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Failure, Reason
 from broker.core.model import Node, NodeKey, Notice, NoticeKind, Task, Workspace
 from broker.engine.breaker import Breaker
+from broker.engine.fault_points import FaultPoint, Moment, point_of
 from broker.engine.nodes import node_spec
 from broker.engine.retry import Interrupted, RetryPolicy, call_with_retries, interrupted_sleep
 from broker.engine.starts import Starts
@@ -72,6 +73,7 @@ class Driver:
         *,
         broker_id: str,
         jitter: Callable[[], float],
+        fault_point: FaultPoint,
     ) -> None:
         self.pool = pool
         self._book = book
@@ -81,6 +83,7 @@ class Driver:
         self._starts = starts
         self._broker_id = broker_id
         self._jitter = jitter
+        self._fault_point = fault_point
         self._workers = asyncio.Semaphore(pool.settings.max_in_flight)
         self._running: dict[NodeKey, _Running] = {}
         self.accepted: dict[NodeKey, float] = {}
@@ -111,18 +114,18 @@ class Driver:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
 
-    async def queued(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
+    async def queued(self, what: str, operation: Callable[[], Awaitable[T]]) -> T:
         """One call, when the pool's bound on calls at once allows it."""
         async with self._workers:
-            return await self.call(name, operation)
+            return await self.call(what, operation)
 
-    async def call(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
+    async def call(self, what: str, operation: Callable[[], Awaitable[T]]) -> T:
         """One call to the backend, counted, and told to the breaker."""
         try:
             answer = await operation()
         except BackendError as error:
             kind = type(error).__name__
-            self._metrics.backend_calls.labels(self.pool.name, name, kind).inc()
+            self._metrics.backend_calls.labels(self.pool.name, what, kind).inc()
             if isinstance(error, BackendRejected) or (isinstance(error, TransientBackendError) and error.answered):
                 self._breaker.answered()
             else:
@@ -130,11 +133,11 @@ class Driver:
             raise
         except Exception as error:
             # A backend that answers nonsense must not end the coroutine that cares for a node.
-            self._metrics.backend_calls.labels(self.pool.name, name, "defect").inc()
-            log.exception("pool=%s call=%s defect of the backend", self.pool.name, name)
+            self._metrics.backend_calls.labels(self.pool.name, what, "defect").inc()
+            log.exception("pool=%s call=%s defect of the backend", self.pool.name, what)
             self._breaker.failed(error)
             raise OutcomeUnknown(f"the backend's adapter failed: {error!r}") from error
-        self._metrics.backend_calls.labels(self.pool.name, name, "ok").inc()
+        self._metrics.backend_calls.labels(self.pool.name, what, "ok").inc()
         self._breaker.answered()
         return answer
 
@@ -187,7 +190,9 @@ class Driver:
             device=task.device,
             repeated=task.attempt > 1,
         )
+        self._fault_point(point_of(task.action, call.step, Moment.BEFORE))
         backend_id = await self._retried(task, call.step, lambda: self.pool.backend.perform(call), interrupt)
+        self._fault_point(point_of(task.action, call.step, Moment.CALLED))
         await self._advance(task, backend_id)
 
     async def _leave_host(self, task: Task, workspace: Workspace, node: Node, interrupt: asyncio.Event) -> None:
@@ -208,7 +213,7 @@ class Driver:
         return await self.pool.backend.find(self.identity(workspace, node), node.backend_id)
 
     async def _retried(
-        self, task: Task, name: str, operation: Callable[[], Awaitable[T]], interrupt: asyncio.Event
+        self, task: Task, what: str, operation: Callable[[], Awaitable[T]], interrupt: asyncio.Event
     ) -> T:
         retry = self.pool.settings.retry
 
@@ -219,12 +224,12 @@ class Driver:
                 self.pool.name,
                 workspace.name,
                 task.index,
-                name,
+                what,
                 attempt,
                 seconds,
                 error,
             )
-            self._metrics.backend_retries.labels(self.pool.name, name).inc()
+            self._metrics.backend_retries.labels(self.pool.name, what).inc()
             current = self._book.tasks.get(task.key)
             if current is None or not same_transition(current, task):
                 raise Interrupted
@@ -239,7 +244,7 @@ class Driver:
                 )
 
         return await call_with_retries(
-            lambda: self.queued(name, operation),
+            lambda: self.queued(what, operation),
             policy=RetryPolicy(initial=retry.initial, maximum=retry.maximum, budget=retry.budget),
             clock=self._clock,
             jitter=self._jitter,
@@ -272,6 +277,7 @@ class Driver:
                 if advanced.step is None:
                     self.accepted[task.key] = self._clock.monotonic()
         await tx.durable()
+        self._fault_point(point_of(task.action, task.step or "", Moment.COMMITTED))
         log.info(
             "step=%s pool=%s workspace=%s node=%d backend_id=%s accepted",
             task.step,

@@ -20,6 +20,7 @@ from broker.core.model import NodeKey, Task
 from broker.engine.breaker import Breaker
 from broker.engine.driver import Driver
 from broker.engine.expiry import Expiry
+from broker.engine.fault_points import FaultPoint, nowhere
 from broker.engine.observer import Observer
 from broker.engine.starts import Starts
 from broker.metrics import Metrics
@@ -50,6 +51,7 @@ class Engine:
         *,
         broker_id: str,
         jitter: Callable[[], float] = random.random,
+        fault_point: FaultPoint = nowhere,
     ) -> None:
         self._book = book
         self.starts = Starts(pools, book, clock)
@@ -57,8 +59,18 @@ class Engine:
         self.work: dict[str, PoolWork] = {}
         for name, pool in pools.items():
             breaker = Breaker(pool, clock, metrics)
-            driver = Driver(pool, book, clock, metrics, breaker, self.starts, broker_id=broker_id, jitter=jitter)
-            observer = Observer(pool, book, clock, metrics, breaker, driver, self.starts)
+            driver = Driver(
+                pool,
+                book,
+                clock,
+                metrics,
+                breaker,
+                self.starts,
+                broker_id=broker_id,
+                jitter=jitter,
+                fault_point=fault_point,
+            )
+            observer = Observer(pool, book, clock, metrics, breaker, driver, self.starts, fault_point=fault_point)
             driver.on_accepted = observer.soon
             driver.on_gone = lambda key, seen, observer=observer: observer.apply({key: seen})  # type: ignore[misc]
             breaker.on_change = lambda outage, observer=observer: self._outage(observer, outage)  # type: ignore[misc]

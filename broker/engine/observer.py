@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
 from backends.base import Action, BackendError, Observation, ObservedNode
@@ -23,6 +24,7 @@ from broker.core.lifecycle import HARDER_AFTER_SECONDS, Do, Effect, Seen, observ
 from broker.core.model import FINAL, Cause, Node, NodeKey, SeenNic, State, Task, Workspace
 from broker.engine.breaker import Breaker
 from broker.engine.driver import Driver
+from broker.engine.fault_points import FaultPoint, Moment, point_of
 from broker.engine.retry import interrupted_sleep
 from broker.engine.starts import Starts
 from broker.engine.tasks import RELEASING, write
@@ -60,6 +62,8 @@ class Observer:
         breaker: Breaker,
         driver: Driver,
         starts: Starts,
+        *,
+        fault_point: FaultPoint,
     ) -> None:
         self.pool = pool
         self._book = book
@@ -68,6 +72,7 @@ class Observer:
         self._breaker = breaker
         self._driver = driver
         self._starts = starts
+        self._fault_point = fault_point
         self._soon = asyncio.Event()
         self._looking = asyncio.Lock()
         self._missing_before: frozenset[NodeKey] = frozenset()
@@ -248,6 +253,9 @@ class Observer:
                         changed += 1
                         cause = settled.cause
                         self._metrics.transitions.labels(self.pool.name, settled.state, settled.cause).inc()
+                    if effect.do in (Do.DONE, Do.FINAL) and task is not None:
+                        self._fault_point(point_of(task.action, "", Moment.SEEN))
+                        tx.after_commit.append(partial(self._fault_point, point_of(task.action, "", Moment.SETTLED)))
                     if effect.do in _ENDING_TASK:
                         tx.drop_task((uid, index))
                         succeeded |= effect.do is Do.DONE
