@@ -31,7 +31,7 @@ from broker.core.views import (
 )
 from broker.engine.engine import Engine
 from broker.engine.tasks import begin
-from broker.placing import held_nodes_again, rest_of_lease, snapshot_for_its_own
+from broker.placing import hosts_of, nodes_again, rest_of_lease, snapshots_for_their_own
 from broker.pools import Pool, cordon_key, draining_key
 
 
@@ -132,10 +132,10 @@ class Operators:
 
     def _host(self, pool: Pool, host: ObservedHost, slots: Iterable[Slot]) -> HostView:
         now = self._clock.now()
-        total = pool.promised(host)
+        total, foreign = pool.promised(host), pool.foreign(host)
         free = dict(total)
         shown = sorted(slots, key=lambda slot: (slot.start, slot.key))
-        for amounts in (host.foreign, *(slot.amounts for slot in shown if slot.start <= now)):
+        for amounts in (foreign, *(slot.amounts for slot in shown if slot.start <= now)):
             for resource, amount in amounts.items():
                 free[resource] = free.get(resource, 0) - amount
         return HostView(
@@ -144,7 +144,7 @@ class Operators:
             state=HostCondition(host.state.value),
             total=total,
             free={resource: max(0, amount) for resource, amount in free.items()},
-            foreign=host.foreign,
+            foreign=foreign,
             slots=[
                 SlotView(
                     workspace=self._name_of(slot.key[0]),
@@ -209,8 +209,8 @@ class Operators:
         can = pool.backend.capabilities
         moves = Action.LIVE_MIGRATE if Capability.LIVE_MIGRATE in can else Action.MIGRATE
         if node.state is State.RUNNING and (Capability.LIVE_MIGRATE in can or Capability.MIGRATE in can):
-            request = held_nodes_again(workspace, [node], exclude=(node.host,))
-            answer = plan(request, snapshot_for_its_own(pool, now), rest_of_lease(workspace, now))
+            request = nodes_again(workspace, [node], still_held=True, exclude=(node.host,))
+            answer = plan(request, snapshots_for_their_own([pool], now), rest_of_lease(workspace, now))
             if isinstance(answer, Plan):
                 with self._book.transaction(awaited=True) as tx:
                     begin(
@@ -220,7 +220,7 @@ class Operators:
                         {index: moves},
                         now,
                         cause=Cause.OPERATOR,
-                        hosts={index: answer.assignments[0].hosts[0]},
+                        hosts=hosts_of(answer, [node]),
                     )
                 await tx.durable()
                 return True

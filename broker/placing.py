@@ -66,6 +66,7 @@ def placement_request(wanted: WorkspaceRequest, allowed_pools: frozenset[str] | 
         pool=wanted.pool or None,
         capabilities=frozenset(capabilities),
         parameters=frozenset(wanted.parameters) - frozenset(wanted.optional_parameters),
+        optional_parameters=frozenset(wanted.parameters) & frozenset(wanted.optional_parameters),
         allowed_pools=allowed_pools,
     )
 
@@ -89,9 +90,9 @@ def snapshots(pools: Iterable[Pool], now: datetime) -> dict[str, PoolSnapshot]:
     return {pool.name: pool.snapshot(now) for pool in pools}
 
 
-def snapshot_for_its_own(pool: Pool, now: datetime) -> dict[str, PoolSnapshot]:
-    """A pool as it stands for what it has taken before: that it drains keeps only new workspaces away."""
-    return {pool.name: replace(pool.snapshot(now), draining=False)}
+def snapshots_for_their_own(pools: Iterable[Pool], now: datetime) -> dict[str, PoolSnapshot]:
+    """Pools as they stand for what they hold already: one that drains keeps what it promised."""
+    return {pool.name: replace(pool.snapshot(now), draining=False) for pool in pools}
 
 
 def placed_nodes(
@@ -173,29 +174,40 @@ def best_outcome(verdicts: Iterable[Verdict]) -> Outcome:
     return next((each for each in (Outcome.FITS, Outcome.NOT_NOW) if each in found), Outcome.NEVER)
 
 
-def node_again(
-    workspace: Workspace, node: Node, *, exclude: Iterable[str] = (), host: str | None = None
+def nodes_again(
+    workspace: Workspace, nodes: Sequence[Node], *, still_held: bool, exclude: Iterable[str] = ()
 ) -> PlacementRequest:
-    """One node of a workspace, to be placed anew in its own pool."""
-    return PlacementRequest(sets=(_again(workspace, [node], exclude, host),), pool=node.pool)
+    """Nodes to be placed anew together in their own pools, a set for each set they are of, in its order.
 
-
-def held_nodes_again(workspace: Workspace, nodes: Sequence[Node], *, exclude: Iterable[str] = ()) -> PlacementRequest:
-    """Nodes to be placed anew together, a set for each set they are of, in its order.
-
-    What they hold of their pools all along is not asked for again: addresses, and the disk where it is the pool's.
+    `still_held`: what they hold of their pools all along is not asked for again, that is addresses, and the disk where
+    it is the pool's.
     """
     sets = []
     for index in sorted({node.set_index for node in nodes}):
         of_set = [node for node in nodes if node.set_index == index]
-        wanted = _again(workspace, of_set, exclude, None)
-        kept = of_set[0].pool_held
-        amounts = {name: amount for name, amount in wanted.amounts.items() if name not in kept}
-        sets.append(replace(wanted, amounts=amounts, networks={}))
+        wanted = _again(workspace, of_set, exclude)
+        if still_held:
+            kept = of_set[0].pool_held
+            amounts = {name: amount for name, amount in wanted.amounts.items() if name not in kept}
+            wanted = replace(wanted, amounts=amounts, networks={})
+        sets.append(wanted)
     return PlacementRequest(sets=tuple(sets))
 
 
-def _again(workspace: Workspace, nodes: Sequence[Node], exclude: Iterable[str], host: str | None) -> SetRequest:
+def hosts_of(answer: Plan, nodes: Sequence[Node]) -> dict[int, str]:
+    """The host a plan of `nodes_again` gives to each node, by index."""
+    hosts: dict[int, str] = {}
+    for assignment, index in zip(
+        sorted(answer.assignments, key=lambda each: each.set_index),
+        sorted({node.set_index for node in nodes}),
+        strict=True,
+    ):
+        of_set = [node.index for node in nodes if node.set_index == index]
+        hosts.update(zip(of_set, assignment.hosts, strict=True))
+    return hosts
+
+
+def _again(workspace: Workspace, nodes: Sequence[Node], exclude: Iterable[str]) -> SetRequest:
     """Nodes of one set, which keep away from the set's others where each is to have a host of its own."""
     first = nodes[0]
     wanted = set_request(workspace.node_set(first))
@@ -217,7 +229,6 @@ def _again(workspace: Workspace, nodes: Sequence[Node], exclude: Iterable[str], 
         min_count=0,
         pool=first.pool,
         excluded_hosts=frozenset(excluded),
-        pinned_host=host,
     )
 
 

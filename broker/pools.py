@@ -8,6 +8,7 @@ core/placement.py, from the snapshots made here.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -99,6 +100,21 @@ class Pool:
             self._hosts = None
             self._book.generations[self.name] += 1
 
+    def learn_strays(self, strays: dict[str, tuple[ObservedNode, datetime]]) -> None:
+        """Takes in the VMs that bear this broker's tag and belong to no live node: they hold room like strangers'."""
+        if strays.keys() != self.strays.keys():
+            self._hosts = None
+            self._book.generations[self.name] += 1
+        self.strays = strays
+
+    def foreign(self, host: ObservedHost) -> dict[str, int]:
+        """What is held of a host by VMs that are no live nodes of this broker."""
+        held = Counter(host.foreign)
+        for stray, _ in self.strays.values():
+            if stray.host == host.name:
+                held.update(stray.amounts)
+        return dict(held)
+
     def promised(self, host: ObservedHost) -> dict[str, int]:
         """What may be promised of a host: the reserve taken off, overcommit put on."""
         reserve, overcommit = self.settings.reserve, self.settings.overcommit
@@ -117,7 +133,7 @@ class Pool:
                 HostRecord(
                     name=host.name,
                     total=self.promised(host),
-                    foreign=host.foreign,
+                    foreign=self.foreign(host),
                     state=HostUse.CORDONED if host.name in cordons else HostUse[host.state.name],
                     attributes=host.attributes,
                 )
@@ -129,11 +145,16 @@ class Pool:
         """What belongs to the pool as a whole, and what others hold of it: shared disk, addresses of networks."""
         if self.inventory is None:
             return {}, {}
-        totals, foreign = dict(self.inventory.pool_totals), dict(self.inventory.pool_foreign)
+        totals, foreign = dict(self.inventory.pool_totals), Counter(self.inventory.pool_foreign)
         for network in self.inventory.networks or ():
             if network.total_addresses is not None:
                 totals[f"address:{network.name}"] = network.total_addresses
                 foreign[f"address:{network.name}"] = network.foreign_addresses
+        for stray, _ in self.strays.values():
+            foreign.update(f"address:{nic.network}" for nic in stray.nics)
+            foreign.update(
+                {name: amount for name, amount in stray.amounts.items() if name in self.inventory.pool_totals}
+            )
         return totals, foreign
 
     def snapshot(self, now: datetime) -> PoolSnapshot:
@@ -157,6 +178,7 @@ class Pool:
             else frozenset(network.name for network in inventory.networks),
             capabilities=frozenset(capability.value for capability in self.backend.capabilities),
             parameters=frozenset(spec.key for spec in self.parameter_specs),
+            required_parameters=frozenset(spec.key for spec in self.parameter_specs if spec.required),
             draining=self.draining,
             reachable=self.reachable.is_set(),
             ever_read=inventory is not None,
@@ -175,7 +197,7 @@ class Pool:
         else:
             seen = self._known.get(host)
             known = self.promised(seen) if seen is not None else {}
-            foreign = dict(seen.foreign) if seen is not None else {}
+            foreign = self.foreign(seen) if seen is not None else {}
         row = self.slots.host_row(host)
         columns = {name: self.slots.column(name) for name in amounts}
         peak = self.slots.peak(start, end, now)

@@ -48,12 +48,14 @@ from broker.engine.tasks import action_for, begin
 from broker.metrics import Metrics
 from broker.placing import (
     best_outcome,
-    held_nodes_again,
+    hosts_of,
+    nodes_again,
     placed_nodes,
     placement_request,
     refused,
     rest_of_lease,
     snapshots,
+    snapshots_for_their_own,
     window,
 )
 from broker.pools import Pool
@@ -483,15 +485,13 @@ class Workspaces:
         if not returning:
             return {}
         nodes = [workspace.nodes[index] for index in returning]
-        again = held_nodes_again(workspace, nodes)
-        answer = plan(again, snapshots(self._pools.values(), now), rest_of_lease(workspace, now))
+        again = nodes_again(workspace, nodes, still_held=True)
+        answer = plan(again, snapshots_for_their_own(self._pools.values(), now), rest_of_lease(workspace, now))
         if not isinstance(answer, Plan):
             raise refused(answer, now, f"{workspace.name}, which gave its capacity back,")
         taken = tuple(replace(node, released=False) if node.index in returning else node for node in workspace.nodes)
         self._check_quota(workspace.tenant, replace(workspace, nodes=taken), besides=workspace)
-        by_set = sorted(nodes, key=lambda node: (node.set_index, node.index))
-        placed = [host for each in sorted(answer.assignments, key=lambda each: each.set_index) for host in each.hosts]
-        return {node.index: host for node, host in zip(by_set, placed, strict=True)}
+        return hosts_of(answer, nodes)
 
     async def save(self, request: SaveRequest) -> Workspace:
         """Saves one disk of one node as an image."""

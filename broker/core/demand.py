@@ -58,6 +58,7 @@ class PlacementRequest:
     pool: str | None = None  # where the sets go that name none; None: the best pool that fits
     capabilities: frozenset[str] = frozenset()  # every chosen pool must have them
     parameters: frozenset[str] = frozenset()  # keys every chosen pool must know; all know "core:*"
+    optional_parameters: frozenset[str] = frozenset()  # keys that are given, and that a pool need not know
     allowed_pools: frozenset[str] | None = None  # None: all
 
     def __post_init__(self) -> None:

@@ -85,6 +85,11 @@ def gates(
         for key in sorted(request.parameters - snapshot.parameters)
         if not key.startswith(CORE_NAMESPACE)
     )
+    given = request.parameters | request.optional_parameters
+    closed.extend(
+        Reason(code=ReasonCode.PARAMETER, resource=key, message=f"pool {name} needs parameter {key}")
+        for key in sorted(snapshot.required_parameters - given)
+    )
     for wanted in sets:
         if wanted.image and snapshot.images is not None and wanted.image not in snapshot.images:
             closed.append(

@@ -159,6 +159,7 @@ class PoolSnapshot:
     networks: frozenset[str] | None = None  # None: any name will do
     capabilities: frozenset[str] = frozenset()
     parameters: frozenset[str] = frozenset()
+    required_parameters: frozenset[str] = frozenset()  # without these it takes nothing
     draining: bool = False
     reachable: bool = True
     ever_read: bool = True

@@ -24,7 +24,7 @@ from broker.core.placement import Plan, plan
 from broker.engine.retry import interrupted_sleep
 from broker.engine.starts import Starts
 from broker.engine.tasks import begin
-from broker.placing import node_again, rest_of_lease, snapshots
+from broker.placing import hosts_of, nodes_again, rest_of_lease, snapshots_for_their_own
 from broker.pools import Pool
 
 log = logging.getLogger(__name__)
@@ -171,25 +171,29 @@ class Expiry:
     def start(self, tx: Transaction, workspace: Workspace, now: datetime) -> bool:
         """Puts a reserved (or waiting) workspace's nodes on their way; each goes to another host where its own
         cannot take it. Where one finds none, the workspace waits as PENDING. Returns whether it started."""
+        moving = [
+            node
+            for node in workspace.nodes
+            if workspace.state is State.PENDING or not self._pools[node.pool].usable(node.host)
+        ]
         nodes = list(workspace.nodes)
-        current = workspace
-        for node in workspace.nodes:
-            pool = self._pools[node.pool]
-            if workspace.state is State.RESERVED and pool.usable(node.host):
-                continue
-            # Its own slot must not stand in its way.
-            current = tx.put(replace(current, nodes=tuple(nodes), state=State.PENDING))
-            request = node_again(workspace, node, exclude=() if pool.usable(node.host) else (node.host,))
-            answer = plan(request, snapshots([pool], now), rest_of_lease(workspace, now))
+        if moving:
+            # What they hold must not stand in their own way; the others keep theirs meanwhile.
+            for node in moving:
+                nodes[node.index] = replace(node, state=State.PENDING)
+            tx.put(replace(workspace, nodes=tuple(nodes)))
+            pools = snapshots_for_their_own(self._pools.values(), now)
+            request = nodes_again(workspace, moving, still_held=False)
+            answer = plan(request, pools, rest_of_lease(workspace, now))
             if not isinstance(answer, Plan):
                 self._wait(tx, workspace, now)
                 return False
-            nodes[node.index] = replace(node, host=answer.assignments[0].hosts[0])
-            current = tx.put(replace(current, nodes=tuple(nodes), state=State.STARTING))
+            for index, host in hosts_of(answer, moving).items():
+                nodes[index] = replace(nodes[index], host=host)
         begin(
             tx,
             self._pools,
-            replace(current, nodes=tuple(nodes), state=State.STARTING, last_error=None, notices=()),
+            replace(workspace, nodes=tuple(nodes), state=State.STARTING, last_error=None, notices=()),
             {node.index: Action.CREATE for node in nodes},
             now,
             cause=Cause.LEASE,

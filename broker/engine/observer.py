@@ -188,7 +188,7 @@ class Observer:
             strays[observed.backend_id] = (observed, known[1] if known else now)
             if known is None:
                 log.warning("pool=%s stray=%s workspace=%s node=%d", self.pool.name, observed.backend_id, *key)
-        self.pool.strays = strays
+        self.pool.learn_strays(strays)
         return seen
 
     def _is_news(self, key: NodeKey, observed: ObservedNode, asked: float) -> bool:

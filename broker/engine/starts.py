@@ -19,7 +19,7 @@ from broker.core.errors import Failure, Reason
 from broker.core.model import Cause, Node, NodeKey, State, Task, Workspace
 from broker.core.placement import Plan, plan
 from broker.engine.tasks import begin, write
-from broker.placing import node_again, rest_of_lease, snapshots
+from broker.placing import hosts_of, nodes_again, rest_of_lease, snapshots_for_their_own
 from broker.pools import Pool
 
 log = logging.getLogger(__name__)
@@ -102,10 +102,11 @@ class Starts:
             return False
         now = self._clock.now()
         pool = self._pools[node.pool]
-        answer = plan(node_again(workspace, node, exclude=tried), snapshots([pool], now), rest_of_lease(workspace, now))
+        request = nodes_again(workspace, [node], still_held=True, exclude=tried)
+        answer = plan(request, snapshots_for_their_own([pool], now), rest_of_lease(workspace, now))
         if not isinstance(answer, Plan):
             return False
-        host = answer.assignments[0].hosts[0]
+        host = hosts_of(answer, [node])[node.index]
         steps = tuple(step.value for step in pool.backend.steps(Action.CREATE))
         nodes = list(workspace.nodes)
         if node.backend_id:

@@ -480,9 +480,6 @@ async def test_released_nodes_come_back_apart_where_asked_for_so(tmp_path: Path)
             assert sorted(places(back)) == ["lab-host-1", "lab-host-2"]
 
 
-@pytest.mark.xfail(
-    reason="broker/engine/expiry.py places the nodes one by one, each as if the others held nothing", strict=True
-)
 async def test_a_reservation_whose_hosts_are_cordoned_is_placed_anew_without_sharing_room(tmp_path: Path) -> None:
     configuration = site(pool("lab", "enforce_capacity = false", hosts=4, memory=4096))
     async with running(tmp_path, configuration, clock=ManualClock(START)) as broker:
@@ -495,7 +492,6 @@ async def test_a_reservation_whose_hosts_are_cordoned_is_placed_anew_without_sha
         assert sorted(places(workspace)) == ["lab-host-3", "lab-host-4"]
 
 
-@pytest.mark.xfail(reason="broker/core/gates.py knows no required parameters", strict=True)
 async def test_a_pool_that_needs_a_parameter_takes_nothing_without_it(tmp_path: Path) -> None:
     needs = 'preference = 9\nparameters = [{ key = "sim:speed", kind = "INT", required = true }]'
     async with running(tmp_path, site(pool("lab", needs), pool("other"))) as broker:
@@ -504,7 +500,6 @@ async def test_a_pool_that_needs_a_parameter_takes_nothing_without_it(tmp_path: 
         assert (await broker.create(parameters=speed)).pool == "lab"
 
 
-@pytest.mark.xfail(reason="broker/pools.py takes no account of strays", strict=True)
 async def test_strays_take_the_room_that_they_hold(tmp_path: Path) -> None:
     async with running(tmp_path, site(pool("lab", hosts=1, memory=4096))) as broker:
         us = broker.broker.book.settings["broker_id"]
