@@ -28,6 +28,7 @@ from workspacebroker.v1 import resources_pb2 as pb
 from workspacebroker.v1 import tenant_service_pb2 as tenants_pb
 from workspacebroker.v1 import workspace_service_pb2 as api
 
+from tests.support.broker import running
 from tests.support.process import BrokerProcess, broker_process, until
 
 CONFIGURATION: Final = """
@@ -92,7 +93,11 @@ class Port:
     def workspaces(self) -> list[Any]:
         """All there are, the ended among them."""
         states: Any = list(pb.Workspace.State.values())[1:]  # all but UNSPECIFIED
-        return list(self.ask("ListWorkspaces", api.ListWorkspacesRequest(parent="tenants/-", states=states)).workspaces)
+        return list(
+            self.ask(
+                "ListWorkspaces", api.ListWorkspacesRequest(parent="tenants/-", states=states, page_size=1000)
+            ).workspaces
+        )
 
     def free_hosts(self) -> bool:
         """Whether nothing is held on any host."""
@@ -348,8 +353,90 @@ def put_right(port: Port) -> None:
     for host in port.ask("ListHosts", pools_pb.ListHostsRequest(parent="pools/lab")).hosts:
         opened = pb.Host(name=host.name)
         port.ask("UpdateHost", pools_pb.UpdateHostRequest(host=opened, update_mask={"paths": ["cordoned"]}))
-    for workspace in port.workspaces():
+    for workspace in port.ask(
+        "ListWorkspaces", api.ListWorkspacesRequest(parent="tenants/-", page_size=1000)
+    ).workspaces:
         port.ask("TerminateWorkspace", api.TerminateWorkspaceRequest(target=api.Target(name=workspace.name)))
+
+
+def right(method: MethodDescriptor, workspace_id: str) -> Any:
+    """A request that would be granted, if it suits the state of this workspace of tenants/a."""
+    target = api.Target(name=f"tenants/a/workspaces/{workspace_id}", request_id=f"{method.name}-{workspace_id}")
+    nodes = pb.NodeSet(name="head", count=2, instance_type="small", placement=pb.NodeSet.PLACEMENT_SPREAD)
+    workspace = pb.Workspace(pool="lab", labels={"a": "b"}, node_sets=[nodes], terms={"duration": {"seconds": 3600}})
+    changed = pb.Workspace(name=target.name, display_name="x", terms={"duration": {"seconds": 60}})
+    mask = {"paths": ["display_name", "terms.duration"]}
+    special: dict[str, Message] = {
+        "CheckPlacement": api.CheckPlacementRequest(parent="tenants/a", workspace=workspace, include_hosts=True),
+        "CreateWorkspace": api.CreateWorkspaceRequest(parent="tenants/a", workspace=workspace),
+        "UpdateWorkspace": api.UpdateWorkspaceRequest(workspace=changed, update_mask=mask),
+        "SaveNode": api.SaveNodeRequest(target={"name": target.name, "node_indexes": [0]}, image_name="saved"),
+        "UpdatePool": pools_pb.UpdatePoolRequest(pool={"name": "pools/lab"}, update_mask={"paths": ["draining"]}),
+        "UpdateHost": pools_pb.UpdateHostRequest(
+            host={"name": "pools/lab/hosts/node-1"}, update_mask={"paths": ["cordoned"]}
+        ),
+        "DrainHost": pools_pb.DrainHostRequest(name="pools/lab/hosts/node-2", suspend_rest=True),
+        "GetTenant": tenants_pb.GetTenantRequest(name="tenants/a"),
+        "GetWorkspace": api.GetWorkspaceRequest(name=target.name),
+    }
+    if method.name in special:
+        return special[method.name]
+    message: Any = GetMessageClass(method.input_type)()
+    fields = message.DESCRIPTOR.fields_by_name
+    if "target" in fields:
+        message.target.CopyFrom(target)
+    elif "parent" in fields:
+        message.parent = "tenants/a" if method.containing_service.name == "WorkspaceService" else "pools/lab"
+    elif "name" in fields:
+        message.name = "pools/lab"
+    return message
+
+
+def spoiled(message: Any, random_: random.Random) -> Any:
+    """The message with one field, at any depth, set to anything of its type."""
+    inside = [field for field, _ in message.ListFields() if field.message_type is not None and not field.is_repeated]
+    inside += [field for field, _ in message.ListFields() if field.name == "node_sets"]
+    if inside and random_.random() < 0.6:
+        field = random_.choice(inside)
+        value = getattr(message, field.name)
+        spoiled(value[0] if field.is_repeated else value, random_)
+        return message
+    other = anything(message.DESCRIPTOR, random_)
+    if set_fields := [field for field, _ in other.ListFields()]:
+        field = random_.choice(set_fields)
+        message.ClearField(field.name)
+        part = type(message)()
+        part.CopyFrom(other)
+        for _field, _ in other.ListFields():
+            if _field.name != field.name:
+                part.ClearField(_field.name)
+        message.MergeFrom(part)
+    return message
+
+
+def test_messages_that_are_nearly_right(port: Port) -> None:
+    """Past the checks of form: what is wrong is one field at most, and much of it is granted."""
+    random_ = random.Random(SEED)
+    unforeseen: dict[str, bytes] = {}
+    granted = asked = 0
+    (create,) = [method for method in OURS if method.name == "CreateWorkspace"]
+    for turn in range(60):
+        made = right(create, f"w-{turn}")
+        made.workspace_id = f"w-{turn}"
+        port.ask("CreateWorkspace", made)
+        wait = api.WaitWorkspaceRequest(name=f"tenants/a/workspaces/w-{turn}", states=[pb.Workspace.STATE_RUNNING])
+        assert port.ask("WaitWorkspace", wait).reached
+        for method in random_.sample(OURS, len(OURS)):
+            if method.name in ("WaitWorkspace", "WatchWorkspaces"):  # they may rightly wait
+                continue
+            payload = spoiled(right(method, f"w-{turn}"), random_).SerializeToString()
+            code, reason = ended(port, method, payload)
+            asked, granted = asked + 1, granted + (code is grpc.StatusCode.OK)
+            if reason == "INTERNAL" or (code is not grpc.StatusCode.OK and not reason):
+                unforeseen[f"{method.name} {code.name} {reason}"] = payload
+        put_right(port)
+    assert not unforeseen
+    assert granted > asked / 4
 
 
 def test_mutated_messages(port: Port) -> None:
@@ -447,6 +534,22 @@ def test_calls_that_are_given_up_at_once(port: Port) -> None:
         for call in calls:
             call.cancel()
     port.ask("TerminateWorkspace", api.TerminateWorkspaceRequest(target=api.Target(name=name)))
+
+
+async def test_who_gave_up_is_forgotten(tmp_path: Path) -> None:
+    async with running(tmp_path) as there:
+        name = (await there.create()).name
+        for _ in range(50):
+            watch = there.workspaces.WatchWorkspaces(api.WatchWorkspacesRequest(parent="tenants/-"))
+            await watch.read()
+            wait = there.workspaces.WaitWorkspace(
+                api.WaitWorkspaceRequest(name=name, states=[pb.Workspace.STATE_PAUSED])
+            )
+            await there.get(name)
+            watch.cancel()
+            wait.cancel()
+        await there.eventually(lambda: there.broker.events.watchers, lambda watchers: watchers == 0)
+        await there.eventually(lambda: len(there.broker.workspaces._waiting), lambda waiting: waiting == 0)
 
 
 def test_deadlines_too_short_for_anything(port: Port) -> None:
