@@ -36,6 +36,7 @@ class Transaction:
     def __init__(self, book: Book) -> None:
         self._book = book
         self._revision = book.revision
+        self._generations = dict(book.generations)
         self._before: dict[tuple[Table, Hashable], object] = {}  # what stood there before, for taking back
         self._changed: list[tuple[Workspace | None, Workspace]] = []
         self._durable: asyncio.Future[None] | None = None
@@ -191,6 +192,7 @@ class Book:
             yield transaction
         except BaseException:
             transaction._take_back()
+            self.generations.update(transaction._generations)  # nobody has seen the ones in between
             raise
         if not transaction._before:
             for callback in transaction.after_commit:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from backends.base import Action, Capability, ObservedHost
 from broker.book import Book
-from broker.config import Settings, TenantSettings
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Reason, not_found
 from broker.core.lifecycle import AS_STATE, Seen
@@ -33,17 +32,27 @@ from broker.engine.engine import Engine
 from broker.engine.tasks import begin
 from broker.placing import hosts_of, nodes_again, rest_of_lease, snapshots_for_their_own
 from broker.pools import Pool, cordon_key, draining_key
+from broker.tenants import Tenants
 
 
 class Operators:
     """Everything about pools that is not one tenant's business."""
 
-    def __init__(self, book: Book, pools: Mapping[str, Pool], engine: Engine, clock: Clock, settings: Settings) -> None:
+    def __init__(
+        self,
+        book: Book,
+        pools: Mapping[str, Pool],
+        engine: Engine,
+        clock: Clock,
+        tenants: Tenants,
+        instance_types: Mapping[str, Mapping[str, int]],
+    ) -> None:
         self._book = book
         self._pools = dict(pools)
         self._engine = engine
         self._clock = clock
-        self._settings = settings
+        self._tenants = tenants
+        self._instance_types = instance_types
 
     # Pools
 
@@ -70,7 +79,7 @@ class Operators:
                 )
                 for spec in pool.parameter_specs
             ],
-            instance_types=self._settings.instance_types,
+            instance_types=self._instance_types,
             total=total,
             allocated=allocated,
             reserved=reserved,
@@ -306,12 +315,7 @@ class Operators:
 
     def tenant(self, name: str) -> TenantView:
         """A tenant with its limits and use. Raises NOT_FOUND where tenants are configured and it is not one."""
-        configured = self._settings.tenants
-        settings = configured.get(name)
-        if settings is None:
-            if configured:
-                raise not_found("tenant", f"tenants/{name}")
-            settings = TenantSettings(name=name)
+        settings = self._tenants.settings(name)
         used: dict[str, int] = {}
         pool_used: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for (tenant, pool, resource), amount in self._book.used.items():

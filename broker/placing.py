@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from broker.core.errors import BrokerError, PlacementRefused, Reason
-from broker.core.model import Node, NodeSet, State, Workspace
+from broker.core.model import EndAction, Node, NodeSet, State, Workspace
 from broker.core.placement import (
     Never,
     NotNow,
@@ -52,13 +52,14 @@ def set_request(wanted: NodeSet) -> SetRequest:
 
 def placement_request(wanted: WorkspaceRequest, allowed_pools: frozenset[str] | None) -> PlacementRequest:
     """A whole request as placement is asked for it."""
-    capabilities = set()
+    capabilities: set[str] = set()
     if any(each.user_data or each.ssh_public_keys for each in wanted.node_sets):
         capabilities.add("USER_DATA")
     if any(nic.addresses for each in wanted.node_sets for nic in each.nics):
         capabilities.add("STATIC_ADDRESS")
     if wanted.initial_state is State.PAUSED:
         capabilities.add("PAUSE")
+    capabilities |= capabilities_of_end(wanted.terms.end_action)
     if wanted.terms.start_time is not None or wanted.terms.earliest_start_time is not None:
         capabilities.add("ADVANCE_RESERVATION")
     return PlacementRequest(
@@ -69,6 +70,11 @@ def placement_request(wanted: WorkspaceRequest, allowed_pools: frozenset[str] | 
         optional_parameters=frozenset(wanted.parameters) & frozenset(wanted.optional_parameters),
         allowed_pools=allowed_pools,
     )
+
+
+def capabilities_of_end(end_action: EndAction) -> set[str]:
+    """What a pool must be able to do for an end action."""
+    return {EndAction.SAVE: {"STOP", "SAVE_IMAGE"}, EndAction.SUSPEND: {"SUSPEND"}}.get(end_action, set())
 
 
 def window(wanted: WorkspaceRequest, now: datetime) -> Window:

@@ -28,7 +28,7 @@ from workspacebroker.v1 import workspace_service_pb2_grpc as workspace_grpc
 from backends import registry
 from backends.base import BackendContext
 from broker.api.pages import PageTokens
-from broker.api.services import Calls, PoolService, TenantService, WorkspaceService
+from broker.api.services import Calls, PoolService, TenantService, UseCases, WorkspaceService
 from broker.api.unreadable import RefuseUnreadable
 from broker.book import Book
 from broker.config import Settings
@@ -37,10 +37,14 @@ from broker.core.errors import shutting_down
 from broker.engine.engine import Engine
 from broker.engine.fault_points import FaultPoint, nowhere
 from broker.events import EventLog
+from broker.ledger import Ledger
 from broker.metrics import Metrics
 from broker.operators import Operators
 from broker.pools import Pool
 from broker.store.sqlite import SqliteStore
+from broker.tenants import Tenants
+from broker.updates import Updates
+from broker.verbs import Verbs
 from broker.workspaces import Workspaces
 
 log = logging.getLogger(__name__)
@@ -123,10 +127,18 @@ class Broker:
             jitter=self._jitter,
             fault_point=self._fault_point,
         )
+        tenants = Tenants(self.book, settings.tenants)
+        ledger = Ledger(self.book, self.clock)
         self.workspaces = Workspaces(
-            self.book, self.pools, self.clock, self.metrics, settings.tenants, new_uid=self._new_uid
+            self.book, self.pools, self.clock, self.metrics, tenants, ledger, new_uid=self._new_uid
         )
-        self.operators = Operators(self.book, self.pools, self.engine, self.clock, settings)
+        self._use_cases = UseCases(
+            workspaces=self.workspaces,
+            verbs=Verbs(self.book, self.pools, self.clock, tenants, ledger),
+            updates=Updates(self.book, self.pools, self.clock, tenants, ledger),
+            tenants=tenants,
+        )
+        self.operators = Operators(self.book, self.pools, self.engine, self.clock, tenants, settings.instance_types)
         self._calls = Calls(settings.server.call_timeout)
         self._server = self._make_server(PageTokens(page_key))
         try:
@@ -178,8 +190,8 @@ class Broker:
         workspace_grpc.add_WorkspaceServiceServicer_to_server(
             WorkspaceService(
                 self._calls,
+                self._use_cases,
                 self.book,
-                self.workspaces,
                 self.engine,
                 self.settings,
                 self.clock,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Final, TypeVar
 
@@ -40,6 +41,9 @@ from broker.engine.engine import Engine
 from broker.events import changes
 from broker.metrics import Metrics
 from broker.operators import Operators
+from broker.tenants import Tenants
+from broker.updates import Updates
+from broker.verbs import Verbs
 from broker.workspaces import Workspaces
 
 PAGE_BYTES: Final = 3 * 1024 * 1024
@@ -98,14 +102,24 @@ def answered(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]
     return call
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseCases:
+    """What tenants' calls are handed to."""
+
+    workspaces: Workspaces
+    verbs: Verbs
+    updates: Updates
+    tenants: Tenants
+
+
 class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
     """For tenants."""
 
     def __init__(
         self,
         shared: Calls,
+        use_cases: UseCases,
         book: Book,
-        workspaces: Workspaces,
         engine: Engine,
         settings: Settings,
         clock: Clock,
@@ -113,13 +127,21 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         metrics: Metrics,
     ) -> None:
         self._calls = shared
+        self._workspaces = use_cases.workspaces
+        self._verbs = use_cases.verbs
+        self._updates = use_cases.updates
+        self._tenants = use_cases.tenants
         self._book = book
-        self._workspaces = workspaces
         self._engine = engine
         self._types = settings.instance_types
         self._clock = clock
         self._tokens = tokens
         self._metrics = metrics
+
+    def _check_tenant(self, tenant: str | None) -> None:
+        """Raises NOT_FOUND for a tenant that is not there; None is all of them."""
+        if tenant is not None:
+            self._tenants.settings(tenant)
 
     def _shown(self, workspace: Workspace) -> pb.Workspace:
         tasks = {}
@@ -169,22 +191,25 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         self, request: calls_pb.ListWorkspacesRequest, context: Context
     ) -> calls_pb.ListWorkspacesResponse:
         asked = calls.list_request(request, self._tokens)
-        self._workspaces.check_tenant(asked.tenant)
-        answer = calls_pb.ListWorkspacesResponse(revision=self._book.events.revision)
+        self._check_tenant(asked.tenant)
+        # All pages bear the revision of the first: what changed while they were read comes with the watch.
+        began, _, after = asked.page.position.partition(" ")
+        revision = int(began) if began else self._book.events.revision
+        answer = calls_pb.ListWorkspacesResponse(revision=revision)
         size = 0
-        for workspace in self._listed(asked):
+        for workspace in self._listed(asked, after):
             shown = self._shown(workspace)
             size += shown.ByteSize()
             if answer.workspaces and (len(answer.workspaces) == asked.page.size or size > PAGE_BYTES):
                 last = answer.workspaces[-1].name
-                answer.next_page_token = self._tokens.issue(last, request)
+                answer.next_page_token = self._tokens.issue(f"{revision} {last}", request)
                 break
             answer.workspaces.append(shown)
         return answer
 
-    def _listed(self, asked: ListRequest) -> Iterable[Workspace]:
-        after = names.workspace(asked.page.position) if asked.page.position else ((asked.tenant or ""), "")
-        for tenant, workspace_id in self._book.names_after(after):
+    def _listed(self, asked: ListRequest, after: str) -> Iterable[Workspace]:
+        place = names.workspace(after) if after else ((asked.tenant or ""), "")
+        for tenant, workspace_id in self._book.names_after(place):
             if asked.tenant is not None and tenant != asked.tenant:
                 return  # names are in order, so no more of this tenant's follow
             workspace = self._book.find(tenant, workspace_id)
@@ -201,11 +226,11 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
     async def UpdateWorkspace(
         self, request: calls_pb.UpdateWorkspaceRequest, context: Context
     ) -> calls_pb.UpdateWorkspaceResponse:
-        changed = await self._workspaces.update(calls.update_request(request))
+        changed = await self._updates.update(calls.update_request(request))
         return calls_pb.UpdateWorkspaceResponse(workspace=self._shown(changed))
 
     async def _verb(self, verb: Verb, request: Any, **options: bool) -> pb.Workspace:
-        return self._shown(await self._workspaces.verb(verb, calls.verb_target(request), **options))
+        return self._shown(await self._verbs.verb(verb, calls.verb_target(request), **options))
 
     @answered
     async def StartWorkspace(
@@ -263,7 +288,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
 
     @answered
     async def SaveNode(self, request: calls_pb.SaveNodeRequest, context: Context) -> calls_pb.SaveNodeResponse:
-        workspace = await self._workspaces.save(calls.save_request(request))
+        workspace = await self._verbs.save(calls.save_request(request))
         return calls_pb.SaveNodeResponse(
             workspace=self._shown(workspace), image=pb.Image(name=request.image_name, ready=False)
         )
@@ -296,7 +321,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         self, request: calls_pb.WatchWorkspacesRequest
     ) -> AsyncIterator[calls_pb.WatchWorkspacesResponse]:
         asked = calls.watch_request(request)
-        self._workspaces.check_tenant(asked.tenant)
+        self._check_tenant(asked.tenant)
         log = self._book.events
         current = list(self._book.workspaces.values()) if asked.after_revision == 0 else None
         subscription = log.subscribe(asked.after_revision, current, self._clock.now())

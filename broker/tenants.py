@@ -1,0 +1,83 @@
+"""Tenants: who there is, where they may go, and how much they may hold.
+
+What a tenant holds is derived from its workspaces in the book; here it is only held against the limits.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from broker.book import Book
+from broker.config import TenantSettings
+from broker.core.accounting import quota_use
+from broker.core.errors import (
+    FieldReason,
+    FieldsInvalid,
+    FieldViolation,
+    QuotaExceeded,
+    QuotaViolation,
+    not_found,
+)
+from broker.core.model import Workspace
+
+
+class Tenants:
+    """The tenants of the configuration; where none are configured, every tenant is there and has no limits."""
+
+    def __init__(self, book: Book, tenants: Mapping[str, TenantSettings]) -> None:
+        self._book = book
+        self._tenants = dict(tenants)
+
+    def settings(self, tenant: str) -> TenantSettings:
+        """A tenant's settings. Raises NOT_FOUND."""
+        settings = self._tenants.get(tenant)
+        if settings is not None:
+            return settings
+        if self._tenants:
+            raise not_found("tenant", f"tenants/{tenant}")
+        return TenantSettings(name=tenant)
+
+    def allowed_pools(self, tenant: str) -> frozenset[str] | None:
+        """The pools a tenant may use; None: all."""
+        allowed = self.settings(tenant).allowed_pools
+        return frozenset(allowed) if allowed else None
+
+    def check(self, tenant: str, wanted: Workspace, *, besides: Workspace | None = None) -> None:
+        """Refuses what would pass a limit of the tenant; `besides` is what it replaces. Raises QuotaExceeded."""
+        settings = self.settings(tenant)
+        asked: defaultdict[tuple[str, str], int] = defaultdict(int)
+        for sign, workspace in ((1, wanted), (-1, besides)):
+            for pool, resource, amount in quota_use(workspace) if workspace is not None else ():
+                asked["", resource] += sign * amount
+                if pool:
+                    asked[pool, resource] += sign * amount
+        violations = []
+        for (pool, resource), amount in sorted(asked.items()):
+            limits = settings.pool_limits.get(pool, {}) if pool else settings.limits
+            used = self._book.used[tenant, pool, resource]
+            if amount > 0 and resource in limits and used + amount > limits[resource]:
+                subject = f"tenants/{tenant}" + (f"/pools/{pool}" if pool else "")
+                violations.append(
+                    QuotaViolation(
+                        subject=subject,
+                        resource=resource,
+                        limit=limits[resource],
+                        used=used,
+                        requested=amount,
+                    )
+                )
+        if violations:
+            raise QuotaExceeded(violations)
+        if settings.max_duration is not None and wanted.start_time is not None:
+            too_long = wanted.end_time is None or wanted.end_time - wanted.start_time > settings.max_duration
+            if too_long:
+                raise FieldsInvalid(
+                    [
+                        FieldViolation(
+                            path="workspace.terms.duration",
+                            reason=FieldReason.OUT_OF_RANGE,
+                            message=f"tenant {tenant} may lease for {settings.max_duration} at most",
+                        )
+                    ]
+                )

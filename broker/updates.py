@@ -1,0 +1,137 @@
+"""Changing a workspace: its names and labels, and when and how its lease ends.
+
+A new end is one the slots allow: what others were promised is not taken back for it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from broker.book import Book, Transaction
+from broker.core.clock import Clock
+from broker.core.errors import BrokerError, FieldReason, FieldsInvalid, FieldViolation, Reason, not_found
+from broker.core.lifecycle import Verb
+from broker.core.model import EndAction, Notice, NoticeKind, Workspace
+from broker.core.requests import UpdateRequest
+from broker.core.slots import POOL_ROW
+from broker.core.whole import ask_workspace
+from broker.ledger import Call, Ledger, matching
+from broker.placing import capabilities_of_end
+from broker.pools import Pool
+from broker.tenants import Tenants
+
+
+class Updates:
+    """UpdateWorkspace."""
+
+    def __init__(self, book: Book, pools: Mapping[str, Pool], clock: Clock, tenants: Tenants, ledger: Ledger) -> None:
+        self._book = book
+        self._pools = dict(pools)
+        self._clock = clock
+        self._tenants = tenants
+        self._ledger = ledger
+
+    async def update(self, request: UpdateRequest) -> Workspace:
+        """Changes what the mask names."""
+
+        def decide(tx: Transaction) -> Workspace:
+            workspace = self._book.find(request.tenant, request.workspace_id)
+            if workspace is None:
+                raise not_found("workspace", f"tenants/{request.tenant}/workspaces/{request.workspace_id}")
+            matching(workspace, request.etag)
+            ask_workspace(Verb.UPDATE, workspace)
+            return tx.put(self._updated(workspace, request, self._clock.now()))
+
+        call = Call(
+            tenant=request.tenant,
+            method="UpdateWorkspace",
+            request_id=request.request_id,
+            digest=request.digest,
+        )
+        return await self._ledger.once(call, decide, trial=request.validate_only)
+
+    def _updated(self, workspace: Workspace, request: UpdateRequest, now: datetime) -> Workspace:
+        paths = request.paths
+        changed = workspace
+        if "display_name" in paths:
+            changed = replace(changed, display_name=request.display_name)
+        if "labels" in paths:
+            changed = replace(changed, labels=request.labels)
+        if "terms.end_action" in paths:
+            self._check_end_action(workspace, request.end_action)
+            changed = replace(changed, terms=replace(changed.terms, end_action=request.end_action))
+        # Not to be open-ended says nothing about how long: a lease that has an end keeps it.
+        endless = workspace.end_time is None
+        if "terms.duration" in paths or ("terms.open_ended" in paths and request.open_ended is not endless):
+            changed = self._with_new_end(changed, request, now)
+        return changed
+
+    def _check_end_action(self, workspace: Workspace, end_action: EndAction) -> None:
+        """Refuses an end that a pool cannot make, or that would save nothing."""
+        problem = ""
+        if end_action is EndAction.SAVE and not any(each.save_as for each in workspace.node_sets):
+            problem = "END_ACTION_SAVE saves nothing: no node set of it has save_as"
+        for node in workspace.nodes:
+            can = {capability.value for capability in self._pools[node.pool].backend.capabilities}
+            lacking = capabilities_of_end(end_action) - can
+            if lacking and not problem:
+                problem = f"pool {node.pool} cannot do it: it lacks {', '.join(sorted(lacking))}"
+        if problem:
+            path = "workspace.terms.end_action"
+            raise FieldsInvalid([FieldViolation(path=path, reason=FieldReason.CONFLICT, message=problem)])
+
+    def _with_new_end(self, workspace: Workspace, request: UpdateRequest, now: datetime) -> Workspace:
+        begin_time = workspace.start_time or now
+        pools = [self._pools[node.pool] for node in workspace.nodes]
+        length = None if request.open_ended else request.duration
+        if length is None and not request.open_ended:
+            defaults = [pool.settings.default_duration for pool in pools]
+            length = min((each for each in defaults if each is not None), default=None)
+        end = None if length is None else begin_time + length
+        problem = ""
+        reason = FieldReason.OUT_OF_RANGE
+        longest = min((pool.settings.max_duration for pool in pools if pool.settings.max_duration), default=None)
+        if end is not None and end <= now:
+            reason = FieldReason.IN_THE_PAST
+            problem = (
+                f"would end the lease at {end.isoformat()}, and it is {now.isoformat()} here; to end it, terminate"
+            )
+        elif longest is not None and (length is None or length > longest):
+            problem = f"is more than the {longest} its pool allows"
+        if problem:
+            raise FieldsInvalid([FieldViolation(path="workspace.terms.duration", reason=reason, message=problem)])
+        terms = replace(workspace.terms, duration=length, open_ended=length is None, deadline=None)
+        changed = replace(workspace, terms=terms, end_time=end, notices=_without_ending(workspace))
+        if workspace.end_time is not None and (end is None or end > workspace.end_time):
+            self._check_extension(workspace, max(workspace.end_time, now), end, now)
+        self._tenants.check(workspace.tenant, changed, besides=workspace)
+        return changed
+
+    def _check_extension(self, workspace: Workspace, start: datetime, end: datetime | None, now: datetime) -> None:
+        """Refuses an extension that would take what others were promised. Raises NO_CAPACITY."""
+        wanted: defaultdict[tuple[str, str], defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+        for node in workspace.nodes:
+            if node.state.final:
+                continue
+            for host, amounts in (
+                (node.host, node.held if not node.released else {}),
+                (POOL_ROW, node.pool_held),
+            ):
+                for name, amount in amounts.items():
+                    wanted[node.pool, host][name] += amount
+        for (pool, host), amounts in sorted(wanted.items()):
+            lacking = self._pools[pool].room(host, amounts, start, end, now)
+            if lacking:
+                raise BrokerError(
+                    Reason.NO_CAPACITY,
+                    f"the lease cannot be extended, the room is promised to others ({lacking}); "
+                    "ask for a shorter extension",
+                    resource=workspace.name,
+                )
+
+
+def _without_ending(workspace: Workspace) -> tuple[Notice, ...]:
+    return tuple(notice for notice in workspace.notices if notice.kind is not NoticeKind.ENDING)
