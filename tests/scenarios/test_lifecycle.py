@@ -12,6 +12,7 @@ import grpc.aio
 import pytest
 from workspacebroker.v1 import pool_service_pb2 as pools
 from workspacebroker.v1 import resources_pb2 as pb
+from workspacebroker.v1 import workspace_service_pb2 as api
 
 from backends.base import Observation
 from broker.core.clock import ManualClock
@@ -340,8 +341,6 @@ async def test_strays_are_listed_and_left_alone(tmp_path: Path) -> None:
 
 async def test_save_makes_an_image_and_comes_back(tmp_path: Path) -> None:
     async with running(tmp_path, with_lab('images = ["debian-12"]')) as broker:
-        from workspacebroker.v1 import workspace_service_pb2 as api
-
         workspace = await broker.until((await broker.create(image="debian-12")).name, "RUNNING")
         answer = await broker.workspaces.SaveNode(
             api.SaveNodeRequest(target=api.Target(name=workspace.name), image_name="mine")
@@ -403,3 +402,43 @@ async def test_a_running_vm_seen_otherwise(tmp_path: Path, seen: Observation) ->
         assert await held(broker) == {"cpu": 1000, "memory": 1024}
         await broker.verb("Terminate", workspace.name)
         await broker.until(workspace.name, "TERMINATED")
+
+
+async def test_an_image_name_that_is_taken_is_refused_before_anything_is_saved(tmp_path: Path) -> None:
+    async with running(tmp_path, with_lab('images = ["debian-12"]')) as broker:
+        workspace = await broker.until((await broker.create(image="debian-12")).name, "RUNNING")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await broker.workspaces.SaveNode(
+                api.SaveNodeRequest(target=api.Target(name=workspace.name), image_name="debian-12")
+            )
+        assert reason_of(refused.value) == "NAME_TAKEN"
+        assert state_of(await broker.get(workspace.name)) == "RUNNING"
+
+
+async def test_an_end_action_that_the_pool_cannot_do_is_refused(tmp_path: Path) -> None:
+    async with running(tmp_path, with_lab('capabilities = ["STOP", "SUSPEND"]')) as broker:
+        saving = {"end_action": pb.LeaseTerms.END_ACTION_SAVE}
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await broker.create(pool="lab", save_as="kept", terms=pb.LeaseTerms(**saving))
+        assert reason_of(refused.value) == "NEVER_FITS"
+        workspace = await broker.create(terms=pb.LeaseTerms(end_action=pb.LeaseTerms.END_ACTION_SUSPEND))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await broker.workspaces.UpdateWorkspace(
+                api.UpdateWorkspaceRequest(
+                    workspace=pb.Workspace(name=workspace.name, terms=pb.LeaseTerms(**saving)),
+                    update_mask={"paths": ["terms.end_action"]},
+                )
+            )
+        assert reason_of(refused.value) == "FIELD_INVALID"
+
+
+async def test_what_gave_its_room_back_comes_back_in_a_draining_pool(tmp_path: Path) -> None:
+    async with running(tmp_path) as broker:
+        workspace = await broker.until((await broker.create()).name, "RUNNING")
+        await broker.verb("Suspend", workspace.name, release_capacity=True)
+        await broker.until(workspace.name, "SUSPENDED")
+        await broker.pools.UpdatePool(
+            pools.UpdatePoolRequest(pool=pb.Pool(name="pools/lab", draining=True), update_mask={"paths": ["draining"]})
+        )
+        await broker.verb("Resume", workspace.name)
+        await broker.until(workspace.name, "RUNNING")
