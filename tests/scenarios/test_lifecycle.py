@@ -417,15 +417,15 @@ async def test_an_image_name_that_is_taken_is_refused_before_anything_is_saved(t
 
 async def test_an_end_action_that_the_pool_cannot_do_is_refused(tmp_path: Path) -> None:
     async with running(tmp_path, with_lab('capabilities = ["STOP", "SUSPEND"]')) as broker:
-        saving = {"end_action": pb.LeaseTerms.END_ACTION_SAVE}
+        saving = pb.LeaseTerms(end_action=pb.LeaseTerms.END_ACTION_SAVE)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await broker.create(pool="lab", save_as="kept", terms=pb.LeaseTerms(**saving))
+            await broker.create(pool="lab", save_as="kept", terms=saving)
         assert reason_of(refused.value) == "NEVER_FITS"
         workspace = await broker.create(terms=pb.LeaseTerms(end_action=pb.LeaseTerms.END_ACTION_SUSPEND))
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await broker.workspaces.UpdateWorkspace(
                 api.UpdateWorkspaceRequest(
-                    workspace=pb.Workspace(name=workspace.name, terms=pb.LeaseTerms(**saving)),
+                    workspace=pb.Workspace(name=workspace.name, terms=saving),
                     update_mask={"paths": ["terms.end_action"]},
                 )
             )
