@@ -1,6 +1,7 @@
 """The configuration: a TOML file in, frozen settings out; every unknown or bad key is named with its path.
 
-    [server]                          listen, state, drain_timeout, call_timeout, watch_history, metrics
+    [server]                          listen, state, drain_timeout, call_timeout, watch_history, max_calls,
+                                      max_watchers, metrics
     [pools.NAME]                      backend, and what `_pool` reads; every other key is the backend's own
     [instance_types.NAME]             amounts by resource: cpu in milli-cores, memory and disk in MiB
     [tenants.NAME]                    display_name, limits, pool_limits, allowed_pools, max_duration
@@ -53,6 +54,8 @@ class ServerSettings:
     drain_timeout: float = 10.0  # seconds for calls under way when it is told to stop
     call_timeout: float = 30.0  # seconds for a call that came without a deadline
     watch_history: int = 10_000  # changes kept for watchers that come late
+    max_calls: int = 1000  # calls at once; more are told to come again
+    max_watchers: int = 5000  # watches at once
     metrics: tuple[str, int] | None = None  # where counters are served over HTTP; None: nowhere
 
     @property
@@ -97,6 +100,7 @@ class PoolSettings:
     end_warning: float = 600.0
     keep_after_end: float = 7 * 86_400.0
     max_in_flight: int = 8  # calls to the backend at once
+    max_tasks: int = 10_000  # nodes with something under way; more creates are told to come again
     retry: RetrySettings = field(default_factory=RetrySettings)
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
     backend_settings: Mapping[str, object] = field(default_factory=dict)
@@ -184,6 +188,8 @@ def _server(table: Table, directory: Path, tenants: Mapping[str, TenantSettings]
         drain_timeout=table.seconds("drain_timeout", "10s", zero=True),
         call_timeout=table.seconds("call_timeout", "30s"),
         watch_history=table.whole("watch_history", default.watch_history, low=1, high=10_000_000),
+        max_calls=table.whole("max_calls", default.max_calls, low=1, high=1_000_000),
+        max_watchers=table.whole("max_watchers", default.max_watchers, low=1, high=1_000_000),
         metrics=_metrics(table),
     )
     table.finish()
@@ -246,6 +252,7 @@ def _pool(table: Table, name: str, backend: Callable[[str], BackendFactory]) -> 
         end_warning=table.seconds("end_warning", "10m", zero=True),
         keep_after_end=table.seconds("keep_after_end", "7d", zero=True),
         max_in_flight=table.whole("max_in_flight", 8, low=1, high=1000),
+        max_tasks=table.whole("max_tasks", 10_000, low=1, high=10_000_000),
         retry=RetrySettings(
             budget=retry.seconds("budget", "60s"),
             initial=retry.seconds("initial", "0.2s"),

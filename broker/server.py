@@ -139,7 +139,7 @@ class Broker:
             tenants=tenants,
         )
         self.operators = Operators(self.book, self.pools, self.engine, self.clock, tenants, settings.instance_types)
-        self._calls = Calls(settings.server.call_timeout)
+        self._calls = Calls(settings.server)
         self._server = self._make_server(PageTokens(page_key))
         try:
             port = self._server.add_insecure_port(settings.server.listen)

@@ -22,6 +22,7 @@ from broker.core.errors import (
     FieldViolation,
     Reason,
     not_found,
+    overloaded,
     shutting_down,
 )
 from broker.core.model import Cause, State, Workspace
@@ -192,11 +193,19 @@ class Workspaces:
         if not isinstance(answer, Plan):
             raise refused(answer, now, _described(wanted))
         _check_generations(answer, request.if_pool_generations)
+        self._check_queues(answer)
         draft = self._draft(request.tenant, workspace_id, wanted, answer, now, uid)
         self._tenants.check(request.tenant, draft)
         if draft.state is State.RESERVED:
             return tx.put(draft)
         return begin(tx, self._pools, draft, {node.index: Action.CREATE for node in draft.nodes}, now)
+
+    def _check_queues(self, placed: Plan) -> None:
+        """Refuses what would make a pool's work longer than its bound. Raises OVERLOADED."""
+        for assignment in placed.assignments:
+            bound = self._pools[assignment.pool].settings.max_tasks
+            if len(self._book.pool_tasks[assignment.pool]) + len(assignment.hosts) > bound:
+                raise overloaded(f"nodes of pool {assignment.pool}", bound)
 
     def _draft(
         self,

@@ -7,9 +7,10 @@ text. A call that cannot be done in the time its caller gives it is refused befo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -30,9 +31,9 @@ from broker.api.status import grpc_status
 from broker.api.times import timestamp
 from broker.api.verdicts import verdict
 from broker.book import Book
-from broker.config import Settings
+from broker.config import ServerSettings, Settings
 from broker.core.clock import Clock
-from broker.core.errors import BrokerError, Reason, shutting_down
+from broker.core.errors import BrokerError, Reason, overloaded, shutting_down
 from broker.core.lifecycle import Verb
 from broker.core.model import Workspace
 from broker.core.requests import ListRequest, Page
@@ -60,14 +61,18 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Calls:
-    """What all calls share: whether the broker still takes any, and how long one may last."""
+    """What all calls share: whether the broker still takes any, how many at once, and how long one may last."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self.stopping = False
-        self.timeout = timeout
+        self.timeout = settings.call_timeout
+        self._bounds = {"calls": settings.max_calls, "waits and watches": settings.max_watchers}
+        self._under_way = dict.fromkeys(self._bounds, 0)
 
-    def admit(self, context: Context) -> None:
-        """Refuses a call that comes too late, or leaves too little time. Raises BrokerError."""
+    @contextmanager
+    def admitted(self, context: Context, *, waits: bool = False) -> Iterator[None]:
+        """A place for a call. Raises BrokerError for one that comes too late, leaves too little time, or is one too
+        many; those that mostly wait are counted apart, so that they keep nobody out."""
         if self.stopping:
             raise shutting_down()
         remaining = context.time_remaining()
@@ -75,19 +80,27 @@ class Calls:
             raise BrokerError(
                 Reason.DEADLINE_TOO_SHORT, f"{max(0.0, remaining):.3f} s is too short a deadline for this call"
             )
+        kind = "waits and watches" if waits else "calls"
+        if self._under_way[kind] >= self._bounds[kind]:
+            raise overloaded(kind, self._bounds[kind])
+        self._under_way[kind] += 1
+        try:
+            yield
+        finally:
+            self._under_way[kind] -= 1
 
 
-def answered(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+def answered(method: Callable[..., Awaitable[T]], *, waits: bool = False) -> Callable[..., Awaitable[T]]:
     """Wraps a unary method: errors leave as statuses."""
 
     @wraps(method)
     async def call(self: Any, request: Message, context: Context) -> T:
         try:
-            self._calls.admit(context)
-            if context.time_remaining() is None:
-                async with asyncio.timeout(self._calls.timeout):
-                    return await method(self, request, context)
-            return await method(self, request, context)
+            with self._calls.admitted(context, waits=waits):
+                if context.time_remaining() is None:
+                    async with asyncio.timeout(self._calls.timeout):
+                        return await method(self, request, context)
+                return await method(self, request, context)
         except asyncio.CancelledError:
             raise
         except TimeoutError:
@@ -293,7 +306,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
             workspace=self._shown(workspace), image=pb.Image(name=request.image_name, ready=False)
         )
 
-    @answered
+    @partial(answered, waits=True)
     async def WaitWorkspace(
         self, request: calls_pb.WaitWorkspaceRequest, context: Context
     ) -> calls_pb.WaitWorkspaceResponse:
@@ -307,9 +320,9 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
     ) -> AsyncIterator[calls_pb.WatchWorkspacesResponse]:
         self._metrics.watchers.inc()
         try:
-            self._calls.admit(context)
-            async for answer in self._watched(request):
-                yield answer
+            with self._calls.admitted(context, waits=True):
+                async for answer in self._watched(request):
+                    yield answer
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except Exception as error:

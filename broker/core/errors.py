@@ -173,6 +173,16 @@ def shutting_down() -> BrokerError:
     return BrokerError(Reason.SHUTTING_DOWN, "the broker is shutting down; try again when it is back", retry_after=2.0)
 
 
+def overloaded(what: str, bound: int) -> BrokerError:
+    """OVERLOADED: a bound is reached, and the same request may be sent again a little later."""
+    return BrokerError(
+        Reason.OVERLOADED,
+        f"the broker has {bound} {what} under way, which is its bound; try again in a moment",
+        retry_after=1.0,
+        metadata={"bound": str(bound)},
+    )
+
+
 def not_found(kind: str, name: str) -> BrokerError:
     """NOT_FOUND for what a name or parent names, or what the caller may not see."""
     return BrokerError(Reason.NOT_FOUND, f"there is no {kind} {name}", resource=name, metadata={"name": name})
