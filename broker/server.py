@@ -28,7 +28,7 @@ from workspacebroker.v1 import workspace_service_pb2_grpc as workspace_grpc
 from backends import registry
 from backends.base import BackendContext
 from broker.api.pages import PageTokens
-from broker.api.services import Calls, PoolService, TenantService, UseCases, WorkspaceService
+from broker.api.services import Calls, PoolService, Shown, TenantService, UseCases, WorkspaceService
 from broker.api.unreadable import RefuseUnreadable
 from broker.book import Book
 from broker.config import Settings
@@ -42,6 +42,7 @@ from broker.metrics import Metrics
 from broker.operators import Operators
 from broker.pools import Pool
 from broker.store.sqlite import SqliteStore
+from broker.strays import Strays
 from broker.tenants import Tenants
 from broker.updates import Updates
 from broker.verbs import Verbs
@@ -132,13 +133,15 @@ class Broker:
         self.workspaces = Workspaces(
             self.book, self.pools, self.clock, self.metrics, tenants, ledger, new_uid=self._new_uid
         )
+        self.operators = Operators(self.book, self.pools, self.engine, self.clock, tenants, settings.instance_types)
         self._use_cases = UseCases(
             workspaces=self.workspaces,
             verbs=Verbs(self.book, self.pools, self.clock, tenants, ledger),
             updates=Updates(self.book, self.pools, self.clock, tenants, ledger),
             tenants=tenants,
+            operators=self.operators,
+            strays=Strays(self.book, self.pools, self.engine, self.clock, tenants, ledger),
         )
-        self.operators = Operators(self.book, self.pools, self.engine, self.clock, tenants, settings.instance_types)
         self._calls = Calls(settings.server)
         self._server = self._make_server(PageTokens(page_key))
         try:
@@ -187,21 +190,15 @@ class Broker:
                 ("grpc.so_reuseport", 0),  # a port in use is an error, not a second broker
             ],
         )
+        shown = Shown(self.book, self.engine)
         workspace_grpc.add_WorkspaceServiceServicer_to_server(
             WorkspaceService(
-                self._calls,
-                self._use_cases,
-                self.book,
-                self.engine,
-                self.settings,
-                self.clock,
-                tokens,
-                self.metrics,
+                self._calls, self._use_cases, shown, self.book, self.settings, self.clock, tokens, self.metrics
             ),
             server,
         )
-        pool_grpc.add_PoolServiceServicer_to_server(PoolService(self._calls, self.operators, tokens), server)
-        tenant_grpc.add_TenantServiceServicer_to_server(TenantService(self._calls, self.operators), server)
+        pool_grpc.add_PoolServiceServicer_to_server(PoolService(self._calls, self._use_cases, shown, tokens), server)
+        tenant_grpc.add_TenantServiceServicer_to_server(TenantService(self._calls, self._use_cases), server)
         self._health: Any = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -34,6 +34,7 @@ from broker.core.requests import (
     ListRequest,
     Page,
     SaveRequest,
+    StrayRequest,
     Target,
     UpdateRequest,
     WaitRequest,
@@ -56,6 +57,11 @@ VerbRequest = (
     | calls_pb.SaveNodeRequest
 )
 _NOBODY = ("", "")
+STRAY_ACTIONS: Final[Mapping[int, bool | None]] = {
+    pools_pb.ResolveStrayRequest.ACTION_UNSPECIFIED: None,
+    pools_pb.ResolveStrayRequest.ACTION_ADOPT: True,
+    pools_pb.ResolveStrayRequest.ACTION_END: False,
+}
 Unknown = Callable[[WorkspaceRequest], Iterable[FieldViolation]]
 """What of a request no pool knows. Asked here only of a request that is refused anyway, so that all its bad fields are
 named at once; of every other one the use case asks."""
@@ -301,6 +307,34 @@ def host_update(message: pools_pb.UpdateHostRequest) -> tuple[str, str, bool]:
     _only(problems, message.update_mask, "cordoned")
     problems.check()
     return pool, host, message.host.cordoned
+
+
+def stray_request(message: pools_pb.ResolveStrayRequest) -> StrayRequest:
+    """ResolveStray: to be ended, or adopted by a tenant under terms."""
+    problems = Problems()
+    pool, backend_id = problems.attempt(names.stray, message.name, "name", _NOBODY)
+    adopted = problems.choice("action", message.action, STRAY_ACTIONS, None)
+    if message.action == pools_pb.ResolveStrayRequest.ACTION_UNSPECIFIED:
+        problems.required("action", "is missing; ACTION_ADOPT or ACTION_END")
+    tenant, duration, end_action = "", None, EndAction.TERMINATE
+    if adopted:
+        tenant = problems.attempt(names.tenant, message.parent, "parent", "")
+        refuse_not_offered(problems, "terms", message.terms, "terms")
+        duration = read_duration(problems, message.terms, "terms")
+        refuse_open_end(problems, message.terms, "terms", "duration")
+        end_action = read_end_action(problems, message.terms, "terms")
+    request = StrayRequest(
+        pool=pool,
+        backend_id=backend_id,
+        tenant=tenant,
+        duration=duration,
+        open_ended=message.terms.open_ended,
+        end_action=end_action,
+        request_id=problems.token("request_id", message.request_id),
+        digest=request_digest(message),
+    )
+    problems.check()
+    return request
 
 
 def _only(problems: Problems, mask: FieldMask, path: str) -> None:

@@ -53,9 +53,18 @@ def pool(text: str, path: str = "name") -> str:
 
 def host(text: str, path: str = "name") -> tuple[str, str]:
     """Pool and host of pools/{pool}/hosts/{host}."""
-    form = "pools/{pool}/hosts/{host}"
+    return _of_pool(text, path, "hosts", "host")
+
+
+def stray(text: str, path: str = "name") -> tuple[str, str]:
+    """Pool and backend id of pools/{pool}/strays/{stray}."""
+    return _of_pool(text, path, "strays", "stray")
+
+
+def _of_pool(text: str, path: str, collection: str, kind: str) -> tuple[str, str]:
+    form = f"pools/{{pool}}/{collection}/{{{kind}}}"
     parts = text.split("/")
-    if len(parts) != 4 or parts[2] != "hosts":
+    if len(parts) != 4 or parts[2] != collection:
         raise _wrong(text, path, form)
     of = _ids("/".join(parts[:2]), path, form, "pools", whole=text)[0]
     return of, _backend_word(parts[3], text, path, form)

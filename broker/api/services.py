@@ -42,6 +42,7 @@ from broker.engine.engine import Engine
 from broker.events import changes
 from broker.metrics import Metrics
 from broker.operators import Operators
+from broker.strays import Strays
 from broker.tenants import Tenants
 from broker.updates import Updates
 from broker.verbs import Verbs
@@ -115,48 +116,14 @@ def answered(method: Callable[..., Awaitable[T]], *, waits: bool = False) -> Cal
     return call
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UseCases:
-    """What tenants' calls are handed to."""
+class Shown:
+    """Workspaces as the API shows them: the record, what is under way on its nodes, and when they were last seen."""
 
-    workspaces: Workspaces
-    verbs: Verbs
-    updates: Updates
-    tenants: Tenants
-
-
-class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
-    """For tenants."""
-
-    def __init__(
-        self,
-        shared: Calls,
-        use_cases: UseCases,
-        book: Book,
-        engine: Engine,
-        settings: Settings,
-        clock: Clock,
-        tokens: PageTokens,
-        metrics: Metrics,
-    ) -> None:
-        self._calls = shared
-        self._workspaces = use_cases.workspaces
-        self._verbs = use_cases.verbs
-        self._updates = use_cases.updates
-        self._tenants = use_cases.tenants
+    def __init__(self, book: Book, engine: Engine) -> None:
         self._book = book
         self._engine = engine
-        self._types = settings.instance_types
-        self._clock = clock
-        self._tokens = tokens
-        self._metrics = metrics
 
-    def _check_tenant(self, tenant: str | None) -> None:
-        """Raises NOT_FOUND for a tenant that is not there; None is all of them."""
-        if tenant is not None:
-            self._tenants.settings(tenant)
-
-    def _shown(self, workspace: Workspace) -> pb.Workspace:
+    def __call__(self, workspace: Workspace) -> pb.Workspace:
         tasks = {}
         seen = {}
         for node in workspace.nodes:
@@ -168,6 +135,50 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
             if at is not None:
                 seen[node.index] = at
         return render.workspace(workspace, state_message=_message(workspace), tasks=tasks, observe_times=seen)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseCases:
+    """What calls are handed to."""
+
+    workspaces: Workspaces
+    verbs: Verbs
+    updates: Updates
+    tenants: Tenants
+    operators: Operators
+    strays: Strays
+
+
+class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
+    """For tenants."""
+
+    def __init__(
+        self,
+        shared: Calls,
+        use_cases: UseCases,
+        shown: Shown,
+        book: Book,
+        settings: Settings,
+        clock: Clock,
+        tokens: PageTokens,
+        metrics: Metrics,
+    ) -> None:
+        self._calls = shared
+        self._workspaces = use_cases.workspaces
+        self._verbs = use_cases.verbs
+        self._updates = use_cases.updates
+        self._tenants = use_cases.tenants
+        self._shown = shown
+        self._book = book
+        self._types = settings.instance_types
+        self._clock = clock
+        self._tokens = tokens
+        self._metrics = metrics
+
+    def _check_tenant(self, tenant: str | None) -> None:
+        """Raises NOT_FOUND for a tenant that is not there; None is all of them."""
+        if tenant is not None:
+            self._tenants.settings(tenant)
 
     @answered
     async def CheckPlacement(
@@ -359,9 +370,11 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
 class PoolService(pools_grpc.PoolServiceServicer):
     """Pools, hosts, images and networks."""
 
-    def __init__(self, shared: Calls, operators: Operators, tokens: PageTokens) -> None:
+    def __init__(self, shared: Calls, use_cases: UseCases, shown: Shown, tokens: PageTokens) -> None:
         self._calls = shared
-        self._operators = operators
+        self._operators = use_cases.operators
+        self._strays = use_cases.strays
+        self._shown = shown
         self._tokens = tokens
 
     def _page(self, items: Sequence[T], key: Callable[[T], str], page: Page, request: Message) -> tuple[list[T], str]:
@@ -422,6 +435,16 @@ class PoolService(pools_grpc.PoolServiceServicer):
         return pools_pb.ListStraysResponse(strays=[render_pools.stray(view) for view in shown], next_page_token=token)
 
     @answered
+    async def ResolveStray(
+        self, request: pools_pb.ResolveStrayRequest, context: Context
+    ) -> pools_pb.ResolveStrayResponse:
+        asked = calls.stray_request(request)
+        if not asked.tenant:
+            await self._strays.end(asked)
+            return pools_pb.ResolveStrayResponse()
+        return pools_pb.ResolveStrayResponse(workspace=self._shown(await self._strays.adopt(asked)))
+
+    @answered
     async def ListImages(self, request: pools_pb.ListImagesRequest, context: Context) -> pools_pb.ListImagesResponse:
         pool, page = calls.pool_page(request, self._tokens)
         shown, token = self._page(self._operators.images(pool), lambda view: view.name, page, request)
@@ -441,9 +464,9 @@ class PoolService(pools_grpc.PoolServiceServicer):
 class TenantService(tenants_grpc.TenantServiceServicer):
     """Tenants, their limits and use."""
 
-    def __init__(self, shared: Calls, operators: Operators) -> None:
+    def __init__(self, shared: Calls, use_cases: UseCases) -> None:
         self._calls = shared
-        self._operators = operators
+        self._operators = use_cases.operators
 
     @answered
     async def GetTenant(self, request: tenants_pb.GetTenantRequest, context: Context) -> tenants_pb.GetTenantResponse:

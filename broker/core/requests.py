@@ -182,6 +182,20 @@ class UpdateRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StrayRequest:
+    """ResolveStray. `tenant` "": it is to be ended. `duration` None: the pool's default."""
+
+    pool: str
+    backend_id: str
+    tenant: str = ""
+    duration: timedelta | None = None
+    open_ended: bool = False
+    end_action: EndAction = EndAction.TERMINATE
+    request_id: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """How much of a list is wanted, and after which place. `position` "": from the start."""
 
