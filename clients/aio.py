@@ -16,7 +16,7 @@ class AsyncClient:
     """The API under asyncio; make it inside the running loop."""
 
     def __init__(self, server: str = DEFAULT_SERVER, *, credentials: grpc.ChannelCredentials | None = None) -> None:
-        options = channel_options()
+        options = channel_options(server)
         self.channel = (
             grpc.aio.secure_channel(server, credentials, options=options)
             if credentials

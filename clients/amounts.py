@@ -2,7 +2,8 @@
 
 Invariant: `parse_x(format_x(n)) == n` for every n the API can carry. A parser raises ValueError with a
 sentence that says what would do. Memory and disk are rounded up to whole MiB, so nobody gets less than asked
-for; cpu and durations are exact or refused.
+for; cpu and durations are exact or refused. What is only to be read is `show_amount` (exact) or `show_about`
+(three digits, rounded down, so that it never promises what is not there), and `show_instant`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _SIZE_BY_NAME = {name.lower(): size for name, size in _SIZES.items()}
 _PRINTED = ((1024**3, "PiB"), (1024**2, "TiB"), (1024, "GiB"), (1, "MiB"))  # in MiB
 _SECONDS = {"w": 604800, "d": 86400, "h": 3600, "m": 60, "s": 1}
 _INT64 = 2**63 - 1
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")  # in any locale
 
 
 def parse_cpu(text: str) -> int:
@@ -92,6 +94,42 @@ def format_amount(resource: str, amount: int) -> str:
     return sign + _FORMATS.get(resource, str)(amount)
 
 
+def show_amount(resource: str, amount: int) -> str:
+    """An amount with its unit, exact: `2 cores`, `4 GiB`, and a bare number of what a pool counts itself."""
+    return _with_unit(resource, format_amount(resource, amount))
+
+
+def show_about(resource: str, amount: int) -> str:
+    """An amount with its unit, to three digits and rounded down: `4.57 TiB`."""
+    if _FORMATS.get(resource) is not format_mib or amount < 1024:
+        return show_amount(resource, amount)
+    size, unit = next((size, unit) for size, unit in _PRINTED if amount >= size)
+    return f"{_three_digits(Fraction(amount, size))} {unit}"
+
+
+def show_share(resource: str, part: int, whole: int) -> str:
+    """A part of a whole, as `show_about`; the unit once where it suits both: `12/16 GiB`, `1 MiB/4.57 TiB`."""
+    parts, wholes = show_about(resource, part).split(" "), show_about(resource, whole).split(" ")
+    if resource == "cpu" or len(wholes) == 1:  # one unit only
+        return f"{parts[0]}/{wholes[0]}"
+    size = next(size for size, unit in _PRINTED if unit == wholes[1])
+    if part and part * 100 < size:  # would read as nothing
+        return f"{' '.join(parts)}/{' '.join(wholes)}"
+    return f"{_three_digits(Fraction(part, size))}/{' '.join(wholes)}"
+
+
+def _with_unit(resource: str, number: str) -> str:
+    if resource == "cpu":
+        return f"{number} core{'s' * (number != '1')}"
+    return re.sub(r"(?<=\d)(?=[A-Z])", " ", number) if resource in _FORMATS else number
+
+
+def _three_digits(number: Fraction) -> str:
+    """Three digits, or all before the point; rounded down."""
+    scale = 1 if number >= 100 else 10 if number >= 10 else 100
+    return _decimal(Fraction(int(number * scale), scale))
+
+
 def parse_duration(text: str) -> timedelta:
     """`90s`, `15m`, `2h`, `.5h`, `1d12h`, `2w`; exact to the microsecond."""
     parts = re.findall(rf"({_NUMBER})\s*([wdhms])", compact := text.strip().lower())
@@ -140,6 +178,29 @@ def parse_instant(text: str, now: datetime | None = None) -> datetime:
 def format_instant(moment: datetime) -> str:
     """Local time with its offset, to the second."""
     return moment.astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def show_instant(moment: datetime, now: datetime, *, offset: bool = True) -> str:
+    """Local time to the second, as short as cannot be mistaken `now`: today's without a date."""
+    local, today = moment.astimezone(), now.astimezone()
+    if local.date() == today.date():
+        text = local.strftime("%H:%M:%S")
+    elif local.year == today.year:
+        text = f"{_MONTHS[local.month - 1]} {local.strftime('%d %H:%M:%S')}"
+    else:
+        text = local.strftime("%Y-%m-%d %H:%M:%S")
+    return text + (offset_of(moment) if offset else "")
+
+
+def offset_of(moment: datetime) -> str:
+    """The offset of local time at a moment: `+02:00`."""
+    return moment.astimezone().isoformat()[-6:]
+
+
+def rounded_up(span: timedelta) -> timedelta:
+    """Whole seconds, and from two minutes on whole minutes: a time to come back after, never too early."""
+    unit = timedelta(seconds=1) if span <= timedelta(minutes=2) else timedelta(minutes=1)
+    return -(-span // unit) * unit
 
 
 def _bounded(number: int, text: str) -> int:

@@ -15,6 +15,7 @@ its own request_id. Decides nothing about presentation.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +26,14 @@ from typing import Any, Self
 import grpc
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import status_pb2
 from workspacebroker.v1 import pool_service_pb2 as pool_api
 from workspacebroker.v1 import tenant_service_pb2 as tenant_api
 from workspacebroker.v1 import workspace_service_pb2 as api
 from workspacebroker.v1.resources_pb2 import Host, Image, Network, Pool, Tenant, Workspace
 
 from clients.aio import AsyncClient
-from clients.errors import BrokerError, RevisionCompacted, TransportError, Unavailable, from_rpc_error
+from clients.errors import BrokerError, RevisionCompacted, TransportError, Unavailable, from_rpc_error, from_status
 from clients.names import FINAL, RESTING, VERBS, State, host_name, pool_name, tenant_name, workspace_name
 from clients.transport import (
     CALL_SECONDS,
@@ -65,6 +67,7 @@ __all__ = [
 ]
 
 POLL_SECONDS = 20.0
+LEAST_SECONDS = 1.0  # between polls, whatever a broker answers
 GRACE_SECONDS = 10.0  # a long poll's deadline lies this far behind the time it asks for
 STREAM_SECONDS = 600.0  # a watch is renewed this often, so that a dead connection is noticed
 PAGE = 1000
@@ -109,8 +112,9 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         timeout: float = CALL_SECONDS,
     ) -> None:
-        options = channel_options()
+        options = channel_options(server)
         self.timeout = timeout
+        self._closed = threading.Event()
         self._channel = (
             grpc.secure_channel(server, credentials, options=options)
             if credentials
@@ -122,7 +126,8 @@ class Client:
         self._met = False
 
     def close(self) -> None:
-        """Closes the connection; streams that are open end."""
+        """Closes the connection, from any thread; what is under way in another ends CANCELLED, a TransportError."""
+        self._closed.set()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -137,13 +142,21 @@ class Client:
         """Sends a request (not a watch) and returns its response message; raises a BrokerError."""
         sent, request_id = with_request_id(request)
         try:
-            answer = self._rpcs[request.DESCRIPTOR.full_name](
-                sent, timeout=self.timeout if timeout is None else timeout, wait_for_ready=wait_for_ready
-            )
+            answer = self._start(sent, self.timeout if timeout is None else timeout, wait_for_ready)
         except grpc.RpcError as error:
             raise self._refused(error, request_id) from error
         self._met = True
         return answer
+
+    def _start(self, request: Message, timeout: float, wait_for_ready: bool) -> Any:
+        """The answer to a request, or its stream."""
+        try:
+            return self._rpcs[request.DESCRIPTOR.full_name](request, timeout=timeout, wait_for_ready=wait_for_ready)
+        except ValueError:
+            if not self._closed.is_set():
+                raise
+            status = status_pb2.Status(code=grpc.StatusCode.CANCELLED.value[0], message="the client is closed")
+            raise from_status(status) from None
 
     def _refused(self, error: grpc.RpcError, request_id: str = "") -> BrokerError:
         refusal = from_rpc_error(error, request_id=request_id)
@@ -248,11 +261,11 @@ class Client:
         Ends early when it is final. `or_settled`: also when it rests elsewhere and is not queued to go on,
         which is how a verb that failed looks. An outage of the broker is waited out, within `timeout`
         (seconds; None: for ever). `on_progress` is told after every poll, with the error while the broker
-        does not answer.
+        does not answer. Polls at most once in `poll` seconds or LEAST_SECONDS, whichever is less.
         """
         ends = None if timeout is None else time.monotonic() + timeout
         last: Workspace | None = None
-        outage = Outage()
+        outage = Outage(self._closed)
         while True:
             left = float("inf") if ends is None else max(0.0, ends - time.monotonic())
             span = max(0.001, min(poll, left))  # 0 might read as "no time-out"
@@ -260,6 +273,7 @@ class Client:
             asked = set(states) | (RESTING if or_settled and not queued else set())
             request = api.WaitWorkspaceRequest(name=name, states=sorted(asked))
             request.timeout.FromTimedelta(timedelta(seconds=span))
+            asked_at = time.monotonic()
             try:
                 answer = self.call(request, timeout=span + GRACE_SECONDS, wait_for_ready=outage.on)
             except BrokerError as error:
@@ -284,6 +298,7 @@ class Client:
                 on_progress(last, None)
             if left <= span:
                 return WaitResult(Outcome.TIMED_OUT, last)
+            self._closed.wait(min(LEAST_SECONDS, span) - (time.monotonic() - asked_at))
 
     def watch(
         self, parent: str, *, labels: Mapping[str, str] | None = None, after_revision: int = 0
@@ -294,7 +309,7 @@ class Client:
         has changed since, and goes on. Close the iterator to stop.
         """
         revision, compacted = after_revision, False
-        outage = Outage()
+        outage = Outage(self._closed)
         while True:
             error: BrokerError | None = None
             try:
@@ -321,9 +336,7 @@ class Client:
     ) -> Iterator[api.WatchWorkspacesResponse]:
         """One stream of changes and bookmarks, to its end."""
         request = api.WatchWorkspacesRequest(parent=parent, after_revision=revision, label_selector=labels)
-        stream = self._rpcs[request.DESCRIPTOR.full_name](
-            request, timeout=STREAM_SECONDS, wait_for_ready=wait_for_ready
-        )
+        stream = self._start(request, STREAM_SECONDS, wait_for_ready)
         try:
             for event in stream:
                 self._met = True
@@ -349,6 +362,8 @@ class Client:
 
     def _passes(self, error: BrokerError) -> bool:
         """Whether an outage is likely to pass by itself."""
+        if self._closed.is_set():
+            return False
         if isinstance(error, TransportError):
             passing = (
                 grpc.StatusCode.UNAVAILABLE,

@@ -60,7 +60,7 @@ STATE = click.Choice([state_word(value) for value in State.values() if value], c
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a script that teaches your shell to complete commands, options and names."""
+    """Print a script that has your shell complete commands and names."""
     kind = get_completion_class(shell)
     assert kind is not None
     root = click.get_current_context().find_root().command

@@ -1,12 +1,9 @@
-"""What a refusal means on a command line: an exit code for programs, and for people what to do about it.
-
-0 done, 1 other, 2 usage or invalid, 3 not now, 4 never, 5 not found, 6 conflict or state, 7 unavailable,
-8 denied or quota, 9 ended in another state, 10 wait timed out, 130 interrupted.
-"""
+"""What a refusal means on a command line: an exit code for programs, and for people what to do about it."""
 
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from enum import IntEnum
 
@@ -17,15 +14,17 @@ from rich.console import RenderableType
 from workspacebroker.v1.resources_pb2 import PlacementVerdict
 
 from clients import errors
-from clients.amounts import format_duration
-from clients.cli.render import clean
-from clients.cli.verdicts import verdict_table
+from clients.amounts import format_duration, rounded_up
+from clients.cli.fields import sentences
+from clients.cli.render import clean, plain
+from clients.cli.verdicts import earliest_start, headline, shows_all_hosts, verdict_table
 from clients.errors import BrokerError
 from clients.names import short_name
+from clients.transport import proxy_for
 
 
 class Exit(IntEnum):
-    """The exit codes."""
+    """The exit codes; EXIT_CODES has them in words."""
 
     DONE = 0
     OTHER = 1
@@ -41,6 +40,20 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+EXIT_CODES = {
+    Exit.DONE: "done",
+    Exit.OTHER: "another failure",
+    Exit.INVALID: "wrong usage, or an invalid request",
+    Exit.NOT_NOW: "no room now: waiting or asking for less helps",
+    Exit.NEVER: "never: it fits nowhere, or the pool cannot do that",
+    Exit.NOT_FOUND: "no such workspace, pool or host",
+    Exit.CONFLICT: "conflict: name taken, changed meanwhile, or not in this state",
+    Exit.UNAVAILABLE: "the broker or a pool does not answer now",
+    Exit.DENIED: "denied, or over quota",
+    Exit.ELSEWHERE: "waited: it ended in another state",
+    Exit.TIMED_OUT: "waited: --timeout has passed, it goes on",
+    Exit.INTERRUPTED: "Ctrl-C; what was accepted goes on",
+}
 _BY_FAMILY: dict[type[BrokerError], Exit] = {
     errors.InvalidRequest: Exit.INVALID,
     errors.Denied: Exit.DENIED,
@@ -79,10 +92,8 @@ _ADVICE = {
     "STATE_FORBIDS": "See its state: workspace show {w}",
     "POOL_DRAINING": "Choose another pool: workspace pools",
     "HOST_IN_USE": "Drain it first: workspace drain POOL/HOST",
-    "NO_CAPACITY": "To see every host use: {check}\nTo wait for room add: --queue-until +2h",
-    "NEVER_FITS": "To see every host use: {check}",
     "QUOTA_EXCEEDED": "See limits and use: workspace usage",
-    "CAPABILITY_MISSING": "What a pool can do: workspace pools --json",
+    "CAPABILITY_MISSING": "What each pool can do: workspace pools --json",
     "BACKEND_UNREACHABLE": "The pool's backend does not answer the broker: workspace pools",
     "STORE_UNAVAILABLE": "The broker cannot write its store; tell its operator.",
     "INTERNAL": "A fault of the broker; its log tells more.",
@@ -96,28 +107,56 @@ def exit_code(error: BrokerError) -> Exit:
     return _BY_FAMILY[type(error)]
 
 
-def explain(error: BrokerError, *, server: str, check_line: str = "workspace check ...") -> list[RenderableType]:
-    """What happened, with every detail, and what to do."""
-    lines: list[RenderableType] = [clean(f"Error: {_what(error, server)}", keep="\n")]
-    lines += [clean(f"  {v.subject}: {v.message or v.reason}") for v in error.violations]
-    if error.verdicts:
-        lines.append(verdict_table(error.verdicts))
+def explain(
+    error: BrokerError, *, server: str, check_line: str = "workspace check ...", one_set: bool = True
+) -> list[RenderableType]:
+    """What happened, with every detail, and what to do. `one_set`: whether flags describe the request's nodes."""
+    lines = _happened(error, server, one_set)
     workspace = short_name(error.resource) if "/workspaces/" in error.resource else ""
     if advice := _ADVICE.get(error.reason):
         lines.append(clean(advice.format(w=workspace or "W", check=check_line), keep="\n"))
+    if error.verdicts and not shows_all_hosts(error.verdicts):
+        lines.append(clean(f"To see more hosts use: {check_line}"))
+    start = earliest_start(error.verdicts)
+    if isinstance(error, errors.NotNow) and start is not None:
+        whole = (start.replace(microsecond=0) + timedelta(seconds=bool(start.microsecond))).astimezone()
+        lines.append(f"To reserve it from then on add: --start {whole.isoformat()}")
     if error.retry_after:
-        lines.append(f"Try again in {format_duration(timedelta(seconds=error.retry_after))}.")
+        lines.append(f"Try again in {format_duration(rounded_up(timedelta(seconds=error.retry_after)))}.")
     if error.request_id and exit_code(error) == Exit.UNAVAILABLE:
         # It may have been accepted although the answer got lost; the id makes repeating it safe.
         lines.append(f"To repeat it without doing it twice add: --request-id {error.request_id}")
     return lines
 
 
+def _happened(error: BrokerError, server: str, one_set: bool) -> list[RenderableType]:
+    if error.verdicts:  # the message says the same as they do, in the broker's units and time
+        outcome = min(verdict.outcome for verdict in error.verdicts if "/hosts/" not in verdict.resource_name)
+        return [f"Error: {headline(outcome, error.verdicts)}", verdict_table(error.verdicts)]
+    if error.reason == "FIELD_INVALID" and error.violations:
+        bad = list(sentences(error.violations, one_set=one_set))
+        if len(bad) == 1:
+            return [clean(f"Error: {bad[0]}")]
+        return [f"Error: {len(bad)} things are wrong with the request:", *(clean(f"  {each}") for each in bad)]
+    head: list[RenderableType] = [clean(f"Error: {_what(error, server)}", keep="\n")]
+    return head + [
+        clean(f"  {v.subject}: {v.message or v.reason}")
+        for v in error.violations
+        if v.message not in error.message or not v.message
+    ]
+
+
 def _what(error: BrokerError, server: str) -> str:
     if isinstance(error, errors.TransportError):
         if error.code == grpc.StatusCode.UNAVAILABLE:
+            proxy = proxy_for(server)
+            through = (
+                f"\ngRPC goes there through a proxy, {proxy}; to go straight there add the host to no_proxy."
+                if proxy
+                else ""
+            )
             return (
-                f"no broker answers at {server} ({error.message}).\n"
+                f"no broker answers at {server} ({_cause(error.message)}).{through}\n"
                 "Set its address with --server HOST:PORT or WORKSPACE_SERVER."
             )
         if error.code == grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -125,6 +164,11 @@ def _what(error: BrokerError, server: str) -> str:
         if error.code == grpc.StatusCode.UNIMPLEMENTED:
             return f"the broker at {server} is older than this client and knows no such call."
     return error.message or error.reason or error.code.name
+
+
+def _cause(message: str) -> str:
+    """What gRPC says, without what it says of itself."""
+    return re.sub(r"^.*last error: (?:[A-Z_]+: )?", "", message)
 
 
 def as_json(error: BrokerError) -> str:
@@ -136,4 +180,4 @@ def as_json(error: BrokerError) -> str:
         except TypeError:
             continue
         known.details.add().CopyFrom(detail)
-    return json.dumps(MessageToDict(known), ensure_ascii=False)
+    return json.dumps(plain(known), ensure_ascii=False)

@@ -23,9 +23,10 @@ from clients.cli.session import Session, console_for
 from clients.cli.views import headline, last_error_view, progress_text
 from clients.errors import BrokerError
 from clients.names import state_word
-from clients.sdk import POLL_SECONDS, Outcome, WaitResult
+from clients.sdk import Outcome, WaitResult
 
 LIVE_POLL_SECONDS = 1.0
+QUIET_POLL_SECONDS = 5.0  # where nobody watches a line
 
 
 class ProgressLine:
@@ -54,11 +55,11 @@ class ProgressLine:
 
     def __call__(self, workspace: Workspace | None, error: BrokerError | None) -> None:
         """Shows the workspace on its way, or that the broker does not answer."""
-        text = progress_text(workspace, self._session.tenant) if workspace else ""
+        text = progress_text(workspace, self._session.tenant, live=self.live) if workspace else ""
         if error:
             text = f"{text}; the broker does not answer, trying again".removeprefix("; ")
         if self._status:
-            self._status.update(Text(text))
+            self._status.update(Text(text, no_wrap=True, overflow="ellipsis"))
         elif text != self._said:
             self._session.say(text)
         self._said = text
@@ -82,7 +83,7 @@ def follow(
             wanted,
             timeout=timeout.total_seconds() if timeout is not None else None,
             or_settled=or_settled,
-            poll=LIVE_POLL_SECONDS if progress.live else POLL_SECONDS,
+            poll=LIVE_POLL_SECONDS if progress.live else QUIET_POLL_SECONDS,
             on_progress=progress,
         )
     workspace = result.workspace

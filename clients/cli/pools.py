@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import click
-from rich.table import Table
 
 from clients.cli.complete import HOST, POOL
 from clients.cli.render import clean
 from clients.cli.session import Command, Session, pass_session
+from clients.cli.tables import Table
 from clients.cli.views import (
     host_table,
     image_table,
     network_table,
+    parameter_table,
     pool_table,
     stray_table,
+    type_table,
     usage_table,
 )
 from clients.names import host_name, pool_name, short_name
@@ -27,6 +29,16 @@ _CONTENTS: dict[str, tuple[str, Callable[[Iterable[Any]], Table], Callable[[Clie
     "hosts": ("List a pool's hosts with what is free on them.", host_table, Client.hosts),
     "images": ("List the images a pool can boot.", image_table, Client.images),
     "networks": ("List a pool's networks.", network_table, Client.networks),
+    "types": (
+        "List the sizes the site has named.",
+        type_table,
+        lambda client, pool: iter(client.pool(pool).instance_types),
+    ),
+    "parameters": (
+        "List the parameters a pool understands.",
+        parameter_table,
+        lambda client, pool: iter(client.pool(pool).parameter_specs),
+    ),
     "strays": ("List VMs the broker made that belong to no workspace.", stray_table, Client.strays),
 }
 
@@ -36,7 +48,7 @@ _CONTENTS: dict[str, tuple[str, Callable[[Iterable[Any]], Table], Callable[[Clie
 def pools(session: Session) -> None:
     """List the pools with what is used of them."""
     found = list(session.client.pools())
-    session.show_all("pools", found, pool_table(found))
+    session.show_all("pools", found, pool_table(found), "No pools.")
 
 
 def _contents(noun: str) -> click.Command:
@@ -45,7 +57,7 @@ def _contents(noun: str) -> click.Command:
     @pass_session
     def show(session: Session, pool: str) -> None:
         found = list(read(session.client, pool_name(pool)))
-        session.show_all(noun, found, table(found))
+        session.show_all(noun, found, table(found), f"No {noun} in {short_name(pool_name(pool))}.")
 
     argument = click.Argument(["pool"], metavar="POOL", type=POOL)
     return Command(noun, callback=show, help=summary, example=f"workspace {noun} lab", params=[argument])
@@ -80,7 +92,7 @@ def _closing(name: str, closed: bool, summary: str) -> click.Command:
             pool = session.client.set_draining(pool_name(host), closed)
             session.show(pool, pool_table([pool]))
 
-    argument = click.Argument(["host"], metavar="HOST", type=HOST)
+    argument = click.Argument(["host"], metavar="HOST|POOL", type=HOST)
     example = f"workspace {name} lab/node-7"
     return Command(name, callback=change, help=summary, example=example, params=[argument])
 
@@ -90,7 +102,7 @@ def _closing(name: str, closed: bool, summary: str) -> click.Command:
 @click.option("--suspend-rest", is_flag=True, help="Suspend what cannot be moved, and take its capacity.")
 @pass_session
 def drain(session: Session, host: str, suspend_rest: bool) -> None:
-    """Move everything off a host (POOL/HOST) and let nothing new onto it."""
+    """Move everything off a host and let nothing new onto it."""
     answer = session.client.drain(_host(host), suspend_rest=suspend_rest)
     session.show(answer, host_table([answer.host]))
     if answer.staying and not session.json:
@@ -106,12 +118,14 @@ def usage(session: Session) -> None:
     session.show(tenant, usage_table(tenant))
 
 
-COMMANDS = [
-    pools,
-    *map(_contents, _CONTENTS),
-    refresh,
-    _closing("cordon", True, "Let nothing new onto a host (POOL/HOST) or into a whole POOL."),
-    _closing("uncordon", False, "Open a host (POOL/HOST) or a whole POOL again."),
-    drain,
-    usage,
-]
+_CONTENT_COMMANDS = {noun: _contents(noun) for noun in _CONTENTS}
+SECTIONS: dict[str, list[click.Command]] = {
+    "Pools": [pools, *(command for noun, command in _CONTENT_COMMANDS.items() if noun != "strays"), usage],
+    "Operating a pool": [
+        refresh,
+        _closing("cordon", True, "Let nothing new onto a host, or into a whole POOL."),
+        _closing("uncordon", False, "Open a host or a whole POOL again."),
+        drain,
+        _CONTENT_COMMANDS["strays"],
+    ],
+}

@@ -49,11 +49,11 @@ DURATION = Parsed("DURATION", parse_duration)
 LEASE = Parsed("DURATION", lease_duration)
 INSTANT = Parsed("TIME", parse_instant)
 END_ACTION = _enum("END_ACTION_", LeaseTerms.EndAction)
-INITIAL_STATE = click.Choice(["running", "paused", "stopped"], case_sensitive=False)
+INITIAL_STATE = click.Choice(["running", "paused"], case_sensitive=False)
 
 _NODE_FLAGS = (
     click.option("--image", help="Image to boot from."),
-    click.option("--type", "instance_type", metavar="NAME", help="A size the site has named."),
+    click.option("--type", "instance_type", metavar="NAME", help="A size the site has named: workspace types POOL."),
     click.option("--cpu", type=Parsed("CORES", parse_cpu), help="Cores a node: 2, 0.5 or 500m."),
     click.option("--memory", type=Parsed("SIZE", parse_mib), help="Memory a node: 4GiB, 512MiB; MiB without a unit."),
     click.option("--disk", type=Parsed("SIZE", parse_mib), help="Disk a node: 20GiB; 20GB is rounded up to MiB."),
@@ -86,17 +86,14 @@ _LEASE_FLAGS = (
     click.option("--duration", type=LEASE, help="Length of the lease: 90m, 2h, .5h, 1d12h, or unlimited."),
     click.option("--earliest", type=INSTANT, help="Do not start before; with --deadline a window."),
     click.option("--deadline", type=INSTANT, help="Any start that lets it end by then."),
-    click.option("--queue-until", type=INSTANT, help="May wait for room until then, not refused."),
     click.option("--end-action", type=END_ACTION, help="What becomes of the nodes when the lease ends."),
-    click.option("--preemptible", is_flag=True, help="May be suspended or queued again for someone else."),
-    click.option("--priority", type=int, help="Place in the queue, higher first."),
     click.option("--initial-state", type=INITIAL_STATE, help="Where the first start leads; default running."),
     click.option(
         "--param",
         multiple=True,
         metavar="NS:NAME=VALUE",
         type=PAIR,
-        help="A parameter the pool understands (workspace pools --json lists them).",
+        help="A parameter the pool understands: workspace parameters POOL.",
     ),
     click.option("--label", multiple=True, type=PAIR, help="A label of yours; may be repeated."),
     click.option(
@@ -121,6 +118,10 @@ _NODE_NAMES = (
     "select",
     "placement",
 )
+SECTIONS_OF_A_REQUEST: Mapping[str, Sequence[str]] = {
+    "The nodes": _NODE_NAMES,
+    "The lease": ("pool", "start", "duration", "earliest", "deadline", "end_action", "initial_state", "param", "label"),
+}
 # Options of `create` that `check` has not, and whether they take a value.
 CREATE_ONLY = {"--id": 1, "--name": 1, "--request-id": 1, "--timeout": 1, "--wait": 0}
 
@@ -155,6 +156,7 @@ def build(session: Session, flags: Mapping[str, Any]) -> CreateWorkspaceRequest:
     workspace = request.workspace
     _apply_nodes(workspace, flags)
     apply_terms(workspace.terms, flags)
+    session.one_set = len(workspace.node_sets) == 1
     workspace.pool = flags["pool"] or workspace.pool
     workspace.labels.update(flags["label"])
     if flags["initial_state"]:
@@ -231,7 +233,7 @@ def apply_terms(terms: LeaseTerms, flags: Mapping[str, Any]) -> list[str]:
             terms.duration.FromTimedelta(length)
         paths += ["duration", "open_ended"]
     moments = {"start": "start_time", "earliest": "earliest_start_time", "deadline": "deadline"}
-    for flag, field in (*moments.items(), ("queue_until", "queue_until")):
+    for flag, field in moments.items():
         moment: datetime | None = flags.get(flag)
         if moment is not None:
             getattr(terms, field).FromDatetime(moment)
@@ -239,8 +241,4 @@ def apply_terms(terms: LeaseTerms, flags: Mapping[str, Any]) -> list[str]:
     if flags.get("end_action"):
         terms.end_action = _value("END_ACTION_", LeaseTerms.EndAction, flags["end_action"])
         paths.append("end_action")
-    if flags.get("priority") is not None:
-        terms.priority = flags["priority"]
-        paths.append("priority")
-    terms.preemptible = flags.get("preemptible") or terms.preemptible
     return [f"terms.{path}" for path in paths]

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 import click
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console, RenderableType
 
+from clients.cli.render import plain
+from clients.cli.tables import Table
 from clients.names import short_name, tenant_name, workspace_name
 from clients.sdk import Client
 from clients.transport import DEFAULT_SERVER
@@ -37,11 +38,32 @@ class Session:
     follow_up: str = ""
     # The verdicts of a refusal lead to a check with the same flags.
     check_line: str = ""
+    # Whether the flags of one set of nodes describe the request.
+    one_set: bool = True
+    interrupted: bool = False
+    _client: Client | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    @cached_property
+    @property
     def client(self) -> Client:
         """The connection, made when first needed."""
-        return Client(self.server)
+        with self._lock:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self._client = self._client or Client(self.server)
+            return self._client
+
+    def interrupt(self) -> bool:
+        """Ends what is under way, from another thread; whether anything was."""
+        with self._lock:
+            self.interrupted = True
+        return self.close()
+
+    def close(self) -> bool:
+        """Closes the connection; whether there was one."""
+        if self._client is not None:
+            self._client.close()
+        return self._client is not None
 
     @property
     def parent(self) -> str:
@@ -59,29 +81,32 @@ class Session:
     def show(self, document: Message | Mapping[str, Any], *renderables: RenderableType) -> None:
         """Prints the document with --json, else the renderables."""
         if self.json:
-            sys.stdout.write(json.dumps(_plain(document), indent=2, ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(_document(document), indent=2, ensure_ascii=False) + "\n")
             return
         _print(sys.stdout, renderables)
 
     def show_line(self, document: Message, line: RenderableType) -> None:
         """Prints one line of many, at once: a JSON document or the renderable."""
         if self.json:
-            sys.stdout.write(json.dumps(_plain(document), ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(_document(document), ensure_ascii=False) + "\n")
         else:
             _print(sys.stdout, [line])
         sys.stdout.flush()
 
-    def show_all(self, key: str, items: Sequence[Message], table: RenderableType) -> None:
-        """Prints a list: {key: [...]} with --json, else the table."""
-        self.show({key: [MessageToDict(item) for item in items]}, table)
+    def show_all(self, key: str, items: Sequence[Message], table: Table, none: str) -> None:
+        """Prints a list: {key: [...]} with --json, else the table, or says that there is none."""
+        if self.json or table:
+            self.show({key: [plain(item) for item in items]}, table)
+        else:
+            self.say(none)
 
     def say(self, *renderables: RenderableType) -> None:
         """Tells a person something that is not the answer."""
         _print(sys.stderr, renderables)
 
 
-def _plain(document: Message | Mapping[str, Any]) -> Any:
-    return MessageToDict(document) if isinstance(document, Message) else document
+def _document(document: Message | Mapping[str, Any]) -> Any:
+    return plain(document) if isinstance(document, Message) else document
 
 
 def _print(stream: TextIO, renderables: Sequence[RenderableType]) -> None:
@@ -132,22 +157,45 @@ def common_options(*, environment: bool) -> list[click.Parameter]:
             envvar="WORKSPACE_TENANT" if environment else None,
             help="Whose workspaces; - lists every tenant you may see. [WORKSPACE_TENANT; default 'default']",
         ),
-        option("json", is_flag=True, help="Print JSON for programs, times in UTC."),
+        option(
+            "json",
+            is_flag=True,
+            help="Print JSON for programs: exact amounts, times in UTC, and fields that are 0, false or empty.",
+        ),
     ]
 
 
-class Command(click.Command):
-    """A command with the common options and an example in its help."""
+COMMON = ("server", "tenant", "json", "help")
 
-    def __init__(self, *arguments: Any, example: str = "", **more: Any) -> None:
+
+class Command(click.Command):
+    """A command with the common options, its options in sections, and an example in its help."""
+
+    def __init__(
+        self, *arguments: Any, example: str = "", sections: Mapping[str, Sequence[str]] | None = None, **more: Any
+    ) -> None:
         super().__init__(*arguments, **more)
         self.params.extend(common_options(environment=False))
         self.example = example
+        self.sections = sections or {}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keeps the words as typed, for advice that repeats them."""
         ctx.meta["arguments"] = list(args)
         return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options by section, then those of every command."""
+        records = [
+            (p.name or "", record) for p in self.get_params(ctx) if (record := p.get_help_record(ctx)) and record[1]
+        ]
+        named = {name: head for head, names in self.sections.items() for name in names}
+        named |= dict.fromkeys(COMMON, "Options of every command")
+        heads = ["Options", *self.sections, "Options of every command"]
+        for head in heads:
+            if rows := [record for name, record in records if named.get(name, "Options") == head]:
+                with formatter.section(head):
+                    formatter.write_dl(rows)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Prints the example as it would be typed."""

@@ -1,19 +1,21 @@
-"""Why a request fits or does not, pool by pool and host by host, as a table people can act on."""
+"""Why a request fits or does not: each pool with its reasons, then its hosts, as a table people can act on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 
 from rich.console import RenderableType
-from rich.table import Table
 from workspacebroker.v1.resources_pb2 import PlacementVerdict
 from workspacebroker.v1.workspace_service_pb2 import CheckPlacementResponse
 
-from clients.amounts import format_amount
-from clients.cli.render import clean, enum_word, instant, table
+from clients.amounts import show_amount
+from clients.cli.render import clean, enum_word, moment, natural, soon
+from clients.cli.tables import Cell, Table
 from clients.names import short_name
 
 Reason = PlacementVerdict.Reason
+MOST_HOSTS = 50  # of a pool that a check names
 
 _WORDS = {
     Reason.CODE_INSUFFICIENT_RESOURCE: "not enough {resource}",
@@ -42,69 +44,102 @@ _OF_NODES = {Reason.CODE_GROUP, Reason.CODE_PLACEMENT_RULE, Reason.CODE_SEARCH_L
 
 
 def verdict_table(verdicts: Iterable[PlacementVerdict]) -> Table:
-    """One row a reason: pools first, then hosts."""
-    shown = table("WHERE", "OUTCOME", "WHY", "ASKED", "THERE", "WAITING HELPS", "EARLIEST")
-    for verdict in sorted(verdicts, key=lambda v: "/hosts/" in v.resource_name):
-        for row in _rows(verdict):
-            shown.add_row(*map(clean, row))
+    """One row a reason. Best first: each pool, then its hosts by name within an outcome."""
+    shown = Table("WHERE", "OUTCOME", "WHY", "ASKED", "THERE", "EARLIEST", prose=("WHY",))
+    grouped: dict[str, list[PlacementVerdict]] = {}
+    for verdict in verdicts:
+        grouped.setdefault(_pool(verdict), []).append(verdict)
+    for group in sorted(grouped.values(), key=lambda group: min(map(_order, group))):
+        for verdict in sorted(group, key=_order):
+            for row in _rows(verdict):
+                shown.add_row(*row)
     return shown
 
 
-def _rows(verdict: PlacementVerdict) -> Iterator[Sequence[str]]:
-    where, outcome = short_name(verdict.resource_name), enum_word(verdict, "outcome")
-    is_pool = "/hosts/" not in verdict.resource_name
-    earliest = instant(verdict, "earliest_start_time")
-    if verdict.outcome == PlacementVerdict.OUTCOME_NOT_NOW and is_pool:
+def shows_all_hosts(verdicts: Collection[PlacementVerdict]) -> bool:
+    """Whether a check would name no host more than these."""
+    hosts: dict[str, int] = {}
+    known: dict[str, int] = {}
+    for verdict in verdicts:
+        pool = _pool(verdict)
+        if _is_host(verdict):
+            hosts[pool] = hosts.get(pool, 0) + 1
+        else:
+            known[pool] = max((reason.host_count for reason in verdict.reasons), default=0)
+    return all(hosts.get(pool, 0) >= min(count, MOST_HOSTS) for pool, count in known.items())
+
+
+def earliest_start(verdicts: Iterable[PlacementVerdict]) -> datetime | None:
+    """The first start that any of them allows, as things stand."""
+    starts = [v.earliest_start_time.ToDatetime(tzinfo=UTC) for v in verdicts if v.HasField("earliest_start_time")]
+    return min(starts, default=None)
+
+
+def _is_host(verdict: PlacementVerdict) -> bool:
+    return "/hosts/" in verdict.resource_name
+
+
+def _pool(verdict: PlacementVerdict) -> str:
+    return verdict.resource_name.partition("/hosts/")[0]
+
+
+def _order(verdict: PlacementVerdict) -> tuple[bool, int, list[tuple[int, str]]]:
+    return _is_host(verdict), verdict.outcome, natural(short_name(verdict.resource_name))
+
+
+def _rows(verdict: PlacementVerdict) -> Iterator[tuple[Cell, ...]]:
+    where, outcome = clean(short_name(verdict.resource_name)), enum_word(verdict, "outcome").replace("_", " ")
+    earliest: Cell = moment(verdict, "earliest_start_time")
+    if verdict.outcome == PlacementVerdict.OUTCOME_NOT_NOW and not _is_host(verdict):
         earliest = earliest or "not known"
     if not verdict.reasons:
         takes = verdict.nodes_fit
-        yield where, outcome, f"takes {takes} node{'s' * (takes != 1)}" if takes else "", "", "", "", earliest
+        yield where, outcome, f"takes {takes} node{'s' * (takes != 1)}" if takes else "", "", "", earliest
     for index, reason in enumerate(verdict.reasons):
         head = (where, outcome) if index == 0 else ("", "")
-        yield *head, _why(reason), *_numbers(reason), _helps(reason), earliest if index == 0 else ""
+        yield *head, clean(_why(reason, verdict)), *_numbers(reason, verdict), earliest if index == 0 else ""
 
 
-def _why(reason: Reason) -> str:
-    known = _WORDS.get(reason.code, enum_word(reason, "code")).format(resource=reason.resource or "room")
+def _why(reason: Reason, verdict: PlacementVerdict) -> str:
+    """In words, with what the other columns do not tell."""
+    resource = clean(reason.resource) or "room"
+    known = _WORDS.get(reason.code, enum_word(reason, "code")).format(resource=resource)
+    if reason.message and not (reason.requested or reason.available):
+        known = reason.message if reason.code not in _WORDS else f"{known} ({reason.message})"
     if reason.node_set:
         known = f"{reason.node_set}: {known}"
     if reason.host_count:
         known += f", on {reason.host_count} host{'s' * (reason.host_count != 1)}"
-    return f"{known} ({reason.message})" if reason.message else known
+    helps = verdict.outcome == PlacementVerdict.OUTCOME_NOT_NOW
+    if reason.resolvable is helps or verdict.outcome == PlacementVerdict.OUTCOME_FITS:
+        return known
+    return f"{known}; waiting {'may help' if reason.resolvable else 'does not help'}"
 
 
-def _numbers(reason: Reason) -> tuple[str, str]:
+def _numbers(reason: Reason, verdict: PlacementVerdict) -> tuple[str, str]:
     if not (reason.requested or reason.available):
         return "", ""
-    unit = "nodes" if reason.code in _OF_NODES else reason.resource
-    asked, there = (format_amount(unit, n) for n in (reason.requested, reason.available))
-    return (f"{asked} nodes", f"{there} nodes") if unit == "nodes" else (asked, there)
+    if reason.code in _OF_NODES:
+        return f"{reason.requested} nodes", f"{reason.available} nodes"
+    asked, there = (show_amount(reason.resource, n) for n in (reason.requested, reason.available))
+    return asked, there if _is_host(verdict) or not reason.host_count else f"at most {there}"
 
 
-def _helps(reason: Reason) -> str:
-    return "yes" if reason.resolvable else "no"
+HEADS: Mapping[int, str] = {
+    PlacementVerdict.OUTCOME_FITS: "It fits now.",
+    PlacementVerdict.OUTCOME_NOT_NOW: "Not now, and from when on is not known: no lease that ends would give the room.",
+    PlacementVerdict.OUTCOME_NEVER: "Never: it would not fit even if every host were empty.",
+}
+
+
+def headline(outcome: int, verdicts: Iterable[PlacementVerdict]) -> str:
+    """The outcome in a sentence."""
+    start = earliest_start(verdicts)
+    if outcome == PlacementVerdict.OUTCOME_NOT_NOW and start is not None:
+        return f"Not now; as things stand it fits from {soon(start)} on."
+    return HEADS.get(outcome, str(outcome))
 
 
 def check_view(answer: CheckPlacementResponse) -> list[RenderableType]:
-    """A whole check: the outcome, the verdicts, and what would be accepted instead."""
-    starts = [instant(v, "earliest_start_time") for v in answer.verdicts if v.HasField("earliest_start_time")]
-    head = {
-        PlacementVerdict.OUTCOME_FITS: "It fits now.",
-        PlacementVerdict.OUTCOME_NOT_NOW: f"Not now; as things stand from {min(starts)}."
-        if starts
-        else "Not now; no lease that ends gives room.",
-        PlacementVerdict.OUTCOME_NEVER: "Never: it would not fit if everything were empty.",
-    }.get(answer.outcome, enum_word(answer, "outcome"))
-    view: list[RenderableType] = [head, verdict_table(answer.verdicts)]
-    if answer.offers:
-        shown = table("OFFER", "STARTS", "DIFFERS IN", "WHAT IT TAKES")
-        for number, offer in enumerate(answer.offers, start=1):
-            begins = instant(offer, "start_time") or "now"
-            differs = clean(", ".join(offer.changed.paths))
-            shown.add_row(str(number), begins, differs, clean(offer.message))
-        view += [
-            "",
-            "These would be accepted (workspace check ... --offer N | workspace create --file -):",
-            shown,
-        ]
-    return view
+    """A whole check: the outcome and the verdicts."""
+    return [headline(answer.outcome, answer.verdicts), verdict_table(answer.verdicts)]

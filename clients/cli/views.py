@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 
 from rich.console import RenderableType
-from rich.table import Table
+from rich.table import Table as Grid
 from rich.text import Text
 from workspacebroker.v1.pool_service_pb2 import Stray
-from workspacebroker.v1.resources_pb2 import Host, Image, Network, Node, Pool, Quantities, Tenant, Workspace
+from workspacebroker.v1.resources_pb2 import (
+    Host,
+    Image,
+    InstanceType,
+    Network,
+    Node,
+    ParameterSpec,
+    Pool,
+    Quantities,
+    Tenant,
+    Workspace,
+)
 
-from clients.amounts import format_amount, format_instant, format_mib
+from clients.amounts import format_duration, format_instant, rounded_up, show_about, show_amount
 from clients.cli.render import (
     KNOWN_AMOUNTS,
     amounts,
     clean,
     enum_word,
     instant,
+    moment,
+    natural,
     share,
+    soon,
     span,
-    table,
     value_text,
 )
+from clients.cli.tables import Cell, Table
 from clients.cli.verdicts import verdict_table
 from clients.errors import from_status
 from clients.names import FINAL, RESTING, short_name, state_word
@@ -40,7 +54,7 @@ def state_text(state: int) -> Text:
 
 def workspace_table(workspaces: Iterable[Workspace], tenant: str) -> Table:
     """One row a workspace."""
-    shown = table("WORKSPACE", "STATE", "POOL", "NODES", "ADDRESS", "STARTS", "ENDS", "NOTE")
+    shown = Table("WORKSPACE", "STATE", "POOL", "NODES", "ADDRESS", "STARTS", "ENDS", "NOTE", prose=("NOTE",))
     for workspace in workspaces:
         shown.add_row(
             clean(short_name(workspace.name, tenant)),
@@ -49,7 +63,7 @@ def workspace_table(workspaces: Iterable[Workspace], tenant: str) -> Table:
             str(_node_count(workspace)),
             clean(next(_addresses(workspace), "")),
             _starts(workspace),
-            instant(workspace, "end_time") or ("" if workspace.state in FINAL else "open"),
+            _ends(workspace, "open"),
             clean(_note(workspace)),
         )
     return shown
@@ -67,8 +81,12 @@ def _pool(workspace: Workspace) -> str:
     return ",".join(dict.fromkeys(node.pool for node in workspace.nodes if node.pool)) or workspace.pool
 
 
-def _starts(workspace: Workspace) -> str:
-    return instant(workspace, "actual_start_time") or instant(workspace, "planned_start_time")
+def _starts(workspace: Workspace) -> datetime | None:
+    return moment(workspace, "actual_start_time") or moment(workspace, "planned_start_time")
+
+
+def _ends(workspace: Workspace, open_ended: str) -> Cell:
+    return moment(workspace, "end_time") or ("" if workspace.state in FINAL else open_ended)
 
 
 def _note(workspace: Workspace) -> str:
@@ -88,40 +106,45 @@ def headline(workspace: Workspace, tenant: str) -> Text:
     parts = [f"{count} node{'s' * (count != 1)}"]
     if pool := _pool(workspace):
         parts[0] += f" in {pool}"
-    if start := instant(workspace, "planned_start_time"):
-        parts.append(f"from {start}")
-    if end := instant(workspace, "end_time"):
-        parts.append(f"until {end}")
+    if (start := moment(workspace, "planned_start_time")) and not workspace.HasField("actual_start_time"):
+        parts += [f"from {soon(start)}"] if start > datetime.now(UTC) else []
+    if (end := moment(workspace, "end_time")) and workspace.state not in FINAL:
+        parts.append(f"until {soon(end)}")
     if workspace.queue_position:
         parts.append(f"place {workspace.queue_position} in the queue")
     name = clean(short_name(workspace.name, tenant))
     return Text(f"{name}  ") + state_text(workspace.state) + Text(clean("  " + ", ".join(parts)))
 
 
-def progress_text(workspace: Workspace, tenant: str) -> str:
-    """A workspace on its way, on one line: its state and the step of every node that has one."""
+def progress_text(workspace: Workspace, tenant: str, *, live: bool = False) -> str:
+    """A workspace on its way, on one line: its state and the step of every node that has one.
+
+    `live`: waits are told as what is left of them, which is another text every second.
+    """
     line = f"{short_name(workspace.name, tenant)} {state_word(workspace.state)}"
     if workspace.queue_position:
         line += f", place {workspace.queue_position} in the queue"
-    steps = [f"node {node.index} {activity_text(node)}" for node in workspace.nodes if node.HasField("activity")]
+    active = [node for node in workspace.nodes if node.HasField("activity")]
+    steps = [f"node {node.index}: {activity_text(node, live=live)}" for node in active]
     if not steps and workspace.state_message:
         steps = [workspace.state_message]
-    more = f", {len(steps) - 3} more" if len(steps) > 3 else ""
-    return clean(": ".join(filter(None, [line, ", ".join(steps[:3]) + more])))
+    more = f"; {len(steps) - 3} more" if len(steps) > 3 else ""
+    return clean("  ".join(filter(None, [line, "; ".join(steps[:3]) + more])))
 
 
-def activity_text(node: Node) -> str:
-    """The step under way."""
+def activity_text(node: Node, *, live: bool = False) -> str:
+    """The step under way, the try it is, and why the one before failed."""
     activity = node.activity
     text = activity.step
     if activity.percent:
         text += f" {activity.percent} %"
     if activity.attempt > 1:
-        text += f", attempt {activity.attempt}"
-    if again := instant(activity, "next_attempt_time"):
-        text += f", again at {again}"
+        text += f", try {activity.attempt}"
+    if again := moment(activity, "next_attempt_time"):
+        left = max(rounded_up(again - datetime.now(UTC)), timedelta(0))
+        text += f", next in {format_duration(left)}" if live else f", next at {soon(again)}"
     if activity.HasField("last_error"):
-        text += f" ({activity.last_error.message})"
+        text += f": {activity.last_error.message}"
     return text
 
 
@@ -136,8 +159,8 @@ def change_line(change: Change, tenant: str) -> Text:
 
 def workspace_view(workspace: Workspace, tenant: str) -> list[RenderableType]:
     """Everything a person wants to know of one workspace."""
-    facts = Table(box=None, pad_edge=False, show_header=False)
-    facts.add_column(style="bold")
+    facts = Grid(box=None, pad_edge=False, show_header=False)
+    facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
     for label, value in _facts(workspace, tenant):
         if value:
@@ -173,24 +196,23 @@ def _facts(workspace: Workspace, tenant: str) -> Iterator[tuple[str, str | Text]
     yield "Pool", _pool(workspace)
     yield "Labels", ", ".join(f"{k}={v}" for k, v in sorted(workspace.labels.items()))
     yield "Created", instant(workspace, "create_time")
-    yield "Prepares", instant(workspace, "prepare_time")
-    yield "Starts", instant(workspace, "planned_start_time")
+    if not workspace.HasField("actual_start_time"):
+        yield "Prepares", instant(workspace, "prepare_time")
+        yield "Starts", instant(workspace, "planned_start_time")
     yield "Started", instant(workspace, "actual_start_time")
     yield "Ends", instant(workspace, "end_time") or ("" if workspace.state in FINAL else "open-ended")
     yield "Duration", span(workspace.terms, "duration")
-    yield "At its end", enum_word(workspace.terms, "end_action")
-    yield "May wait to", instant(workspace.terms, "queue_until")
-    yield "Preemptible", "yes" if workspace.terms.preemptible else ""
+    yield "At its end", enum_word(workspace.terms, "end_action").lower()
     parameters = sorted(workspace.parameters.items())
     yield "Parameters", ", ".join(f"{key}={value_text(value)}" for key, value in parameters)
     yield "Ignored", ", ".join(workspace.ignored_parameters)
 
 
 def _node_set_table(workspace: Workspace) -> Table:
-    shown = table("SET", "COUNT", "IMAGE", "TYPE", "AMOUNTS", "NETWORKS")
+    shown = Table("SET", "COUNT", "IMAGE", "TYPE", "AMOUNTS", "NETWORKS", prose=("AMOUNTS", "NETWORKS"))
     for node_set in workspace.node_sets:
         shown.add_row(
-            clean(node_set.name or "-"),
+            clean(node_set.name),
             f"{node_set.min_count}-{node_set.count}" if node_set.min_count else str(node_set.count or 1),
             clean(node_set.image),
             clean(node_set.instance_type),
@@ -201,7 +223,8 @@ def _node_set_table(workspace: Workspace) -> Table:
 
 
 def _node_table(workspace: Workspace) -> Table:
-    shown = table("NODE", "STATE", "HOST", "ADDRESSES", "ACTIVITY", "SEEN", "LAST ERROR")
+    prose = ("ADDRESSES", "ACTIVITY", "LAST ERROR")
+    shown = Table("NODE", "STATE", "HOST", "ADDRESSES", "ACTIVITY", "SEEN", "LAST ERROR", prose=prose)
     for node in workspace.nodes:
         released = ", released" if node.capacity_released else ""
         shown.add_row(
@@ -210,7 +233,7 @@ def _node_table(workspace: Workspace) -> Table:
             clean(short_name(node.host)),
             clean(", ".join(address for nic in node.nics for address in nic.addresses)),
             clean(activity_text(node)) if node.HasField("activity") else "",
-            instant(node, "observe_time"),
+            moment(node, "observe_time"),
             clean(node.last_error.message),
         )
     return shown
@@ -218,15 +241,16 @@ def _node_table(workspace: Workspace) -> Table:
 
 def pool_table(pools: Iterable[Pool]) -> Table:
     """One row a pool: what is given out or promised, of how much."""
-    shown = table("POOL", "BACKEND", "STATE", "CPU USED", "MEMORY USED", "DISK USED", "SEEN", "LAST ERROR")
-    for pool in pools:
+    heads = ("POOL", "BACKEND", "STATE", "CORES USED", "MEMORY USED", "DISK USED", "SEEN", "LAST ERROR")
+    shown = Table(*heads, prose=("STATE", "LAST ERROR"))
+    for pool in sorted(pools, key=lambda pool: natural(pool.name)):
         used = _sum(pool.allocated.amounts, pool.reserved.amounts)
         shown.add_row(
             clean(short_name(pool.name)),
             clean(pool.backend),
             enum_word(pool, "state") + (", draining" if pool.draining else ""),
             *(share(key, used, pool.total.amounts) for key in KNOWN_AMOUNTS),
-            instant(pool, "refresh_time") or "never",
+            moment(pool, "refresh_time") or "never",
             clean(pool.last_error.message),
         )
     return shown
@@ -238,8 +262,9 @@ def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
 
 def host_table(hosts: Iterable[Host]) -> Table:
     """One row a host: what is free, of how much."""
-    shown = table("HOST", "STATE", "CPU FREE", "MEMORY FREE", "DISK FREE", "SLOTS", "NOT OURS", "LAST ERROR")
-    for host in hosts:
+    heads = ("HOST", "STATE", "CORES FREE", "MEMORY FREE", "DISK FREE", "SLOTS", "NOT OURS", "LAST ERROR")
+    shown = Table(*heads, prose=("STATE", "NOT OURS", "LAST ERROR"))
+    for host in sorted(hosts, key=lambda host: natural(host.name)):
         shown.add_row(
             clean(short_name(host.name)),
             enum_word(host, "state") + (", cordoned" if host.cordoned else ""),
@@ -253,14 +278,14 @@ def host_table(hosts: Iterable[Host]) -> Table:
 
 def image_table(images: Iterable[Image]) -> Table:
     """One row an image."""
-    shown = table("IMAGE", "NAME", "READY", "SIZE", "ATTRIBUTES")
+    shown = Table("IMAGE", "NAME", "READY", "SIZE", "ATTRIBUTES", prose=("NAME", "ATTRIBUTES"))
     for image in images:
         attributes = sorted(image.attributes.items())
         shown.add_row(
             clean(image.name),
             clean(image.display_name),
             "yes" if image.ready else "no",
-            format_mib(-(-image.size_bytes // 2**20)) if image.size_bytes else "",
+            show_about("disk", -(-image.size_bytes // 2**20)) if image.size_bytes else "",
             clean(", ".join(f"{key}={value_text(value)}" for key, value in attributes)),
         )
     return shown
@@ -268,7 +293,7 @@ def image_table(images: Iterable[Image]) -> Table:
 
 def network_table(networks: Iterable[Network]) -> Table:
     """One row a network."""
-    shown = table("NETWORK", "NAME", "FREE ADDRESSES")
+    shown = Table("NETWORK", "NAME", "FREE ADDRESSES", prose=("NAME",))
     for network in networks:
         free = f"{network.free_addresses}/{network.total_addresses}"
         shown.add_row(clean(network.name), clean(network.display_name), free)
@@ -277,7 +302,8 @@ def network_table(networks: Iterable[Network]) -> Table:
 
 def stray_table(strays: Iterable[Stray]) -> Table:
     """One row a VM that bears the broker's tag and belongs to no workspace."""
-    shown = table("STRAY", "BACKEND ID", "HOST", "TAG SAYS", "STATE", "AMOUNTS", "FOUND", "WHY")
+    heads = ("STRAY", "BACKEND ID", "HOST", "TAG SAYS", "STATE", "AMOUNTS", "FOUND", "WHY")
+    shown = Table(*heads, prose=("AMOUNTS", "WHY"))
     for stray in strays:
         shown.add_row(
             clean(short_name(stray.name)),
@@ -286,15 +312,33 @@ def stray_table(strays: Iterable[Stray]) -> Table:
             clean(short_name(stray.workspace)),
             enum_word(stray, "seen"),
             amounts(stray.amounts.amounts),
-            instant(stray, "found_time"),
+            moment(stray, "found_time"),
             clean(stray.reason),
         )
     return shown
 
 
+def type_table(types: Iterable[InstanceType]) -> Table:
+    """One row a named size."""
+    shown = Table("TYPE", "AMOUNTS", prose=("AMOUNTS",))
+    for each in types:
+        shown.add_row(clean(each.name), amounts(each.amounts.amounts))
+    return shown
+
+
+def parameter_table(specs: Iterable[ParameterSpec]) -> Table:
+    """One row a parameter."""
+    shown = Table("PARAMETER", "KIND", "DEFAULT", "REQUIRED", "MEANING", prose=("MEANING",))
+    for spec in specs:
+        default = value_text(spec.default_value) if spec.HasField("default_value") else ""
+        kind = enum_word(spec, "kind").lower().replace("_", " ")
+        shown.add_row(clean(spec.key), kind, default, "yes" if spec.required else "", clean(spec.description))
+    return shown
+
+
 def usage_table(tenant: Tenant) -> Table:
     """Use and limit of every resource, over all pools and in each."""
-    shown = table("POOL", "RESOURCE", "USED", "LIMIT")
+    shown = Table("POOL", "RESOURCE", "USED", "LIMIT")
     # Not by index: a protobuf map makes up what it is asked for.
     scopes = [("all", tenant.used, tenant.limits)] + [
         (pool, tenant.pool_used.get(pool, Quantities()), tenant.pool_limits.get(pool, Quantities()))
@@ -302,6 +346,6 @@ def usage_table(tenant: Tenant) -> Table:
     ]
     for pool, used, limits in scopes:
         for key in sorted({*used.amounts, *limits.amounts}):
-            limit = format_amount(key, limits.amounts[key]) if key in limits.amounts else "none"
-            shown.add_row(clean(pool), clean(key), format_amount(key, used.amounts.get(key, 0)), limit)
+            limit = show_amount(key, limits.amounts[key]) if key in limits.amounts else "none"
+            shown.add_row(clean(pool), clean(key), show_amount(key, used.amounts.get(key, 0)), limit)
     return shown

@@ -16,8 +16,8 @@ from clients.cli.follow import follow
 from clients.cli.request import (
     DURATION,
     END_ACTION,
-    INSTANT,
     LEASE,
+    SECTIONS_OF_A_REQUEST,
     apply_terms,
     build,
     check_line,
@@ -38,7 +38,7 @@ VERB_HELP = {
     "stop": ("Shut a workspace down and keep its disks.", "workspace stop web --release --wait"),
     "reboot": ("Boot a running workspace anew.", "workspace reboot web --node 1 --force"),
     "terminate": (
-        "End a workspace and its disks for good. Twice is fine.",
+        "End a workspace for good, disks and all; twice is fine.",
         "workspace terminate web --wait",
     ),
 }
@@ -56,7 +56,7 @@ _NODES = click.option("--node", "nodes", multiple=True, type=int, help="Only thi
 _REQUEST_ID = click.option(
     "--request-id", default="", help="Repeat a call that may have got through: same id, same answer."
 )
-_WAIT = click.option("--wait", is_flag=True, help="Wait until it is done.")
+_WAIT = click.option("--wait", is_flag=True, help="Show what goes on until it is done.")
 _TIMEOUT = click.option("--timeout", type=DURATION, help="Wait at most so long (10m), then exit 10; implies --wait.")
 
 
@@ -88,33 +88,32 @@ def _asking(session: Session, request_id: str) -> str:
     return request_id
 
 
-@click.command("check", cls=Command, example="workspace check --image debian-12 --cpu 2 --memory 4GiB --count 3")
+@click.command(
+    "check",
+    cls=Command,
+    sections=SECTIONS_OF_A_REQUEST,
+    example="workspace check --image debian-12 --cpu 2 --memory 4GiB --count 3",
+)
 @request_flags
-@click.option("--offer", type=click.IntRange(min=1), help="Print only this offer, as JSON for create --file.")
 @pass_session
-def check(session: Session, /, offer: int | None, **flags: Any) -> None:
-    """Ask where a workspace would fit, or why not, host by host. Holds nothing.
+def check(session: Session, /, **flags: Any) -> None:
+    """Ask where a workspace would fit, or why not, host by host.
 
-    Exits 0 if it fits now, 3 if not now, 4 if never.
+    Holds nothing: what fits now may be gone a moment later. The exit code says whether it fits now (0), not now (3)
+    or never (4).
     """
     request = build(session, flags)
     answer = session.client.check(
-        CheckPlacementRequest(
-            parent=request.parent, workspace=request.workspace, include_hosts=True, include_offers=True
-        )
+        CheckPlacementRequest(parent=request.parent, workspace=request.workspace, include_hosts=True)
     )
-    if offer is None:
-        session.show(answer, *check_view(answer))
-        raise click.exceptions.Exit(BY_OUTCOME.get(answer.outcome, Exit.OTHER))
-    if offer > len(answer.offers):
-        raise click.UsageError(f"There are {len(answer.offers)} offers.")
-    session.json = True
-    session.show(answer.offers[offer - 1].workspace)
+    session.show(answer, *check_view(answer))
+    raise click.exceptions.Exit(BY_OUTCOME.get(answer.outcome, Exit.OTHER))
 
 
 @click.command(
     "create",
     cls=Command,
+    sections=SECTIONS_OF_A_REQUEST,
     example="workspace create --id web --image debian-12 --cpu 2 --memory 4GiB --duration 2h --wait",
 )
 @request_flags
@@ -149,7 +148,14 @@ def create(
 
 
 @click.command("list", cls=Command, example="workspace list --state running --label team=web")
-@click.option("--state", "states", multiple=True, type=STATE, help="Only in this state; may be repeated.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=STATE,
+    metavar="STATE",
+    help="Only in this state, such as running; may be repeated.",
+)
 @click.option("--label", "labels", multiple=True, type=PAIR, help="Only with this label; may be repeated.")
 @click.option("--pool", default="", type=POOL, help="Only in this pool.")
 @click.option("--all", "everything", is_flag=True, help="Also those that have ended.")
@@ -157,10 +163,11 @@ def create(
 def list_(
     session: Session, states: Sequence[str], labels: Sequence[tuple[str, str]], pool: str, everything: bool
 ) -> None:
-    """List workspaces."""
+    """List your workspaces."""
     wanted = [*states] or ([key.removeprefix("STATE_") for key in State.keys()[1:]] if everything else [])
     found = list(session.client.workspaces(session.parent, states=_states(wanted), labels=dict(labels), pool=pool))
-    session.show_all("workspaces", found, workspace_table(found, session.tenant))
+    none = "No workspaces." if everything or states else "No workspaces; those that have ended: workspace list --all"
+    session.show_all("workspaces", found, workspace_table(found, session.tenant), none)
 
 
 def _states(words: Sequence[str]) -> list[Any]:
@@ -171,7 +178,7 @@ def _states(words: Sequence[str]) -> list[Any]:
 @click.argument("workspace", metavar="W", type=WORKSPACE)
 @pass_session
 def show(session: Session, workspace: str) -> None:
-    """Show one workspace: nodes, hosts, addresses, what goes on, what went wrong."""
+    """Show all of one workspace: nodes, hosts, addresses, errors."""
     found = session.client.workspace(session.workspace(workspace))
     session.show(found, *workspace_view(found, session.tenant))
 
@@ -183,15 +190,13 @@ def show(session: Session, workspace: str) -> None:
     "states",
     multiple=True,
     type=STATE,
-    help="The state to wait for; may be repeated. Default: any that does not move on by itself.",
+    metavar="STATE",
+    help="The state to wait for, such as running; may be repeated. Default: any that does not move on by itself.",
 )
 @click.option("--timeout", type=DURATION, help="Wait at most so long (10m), then exit 10.")
 @pass_session
 def wait(session: Session, workspace: str, states: Sequence[str], timeout: timedelta | None) -> None:
-    """Wait until a workspace is in a state.
-
-    Exits 9 if it ended in another state, 10 if the time-out passed.
-    """
+    """Wait until a workspace is in a state."""
     follow(session, session.workspace(workspace), _states(states), timeout=timeout, or_settled=False)
 
 
@@ -201,7 +206,10 @@ def wait(session: Session, workspace: str, states: Sequence[str], timeout: timed
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Only changes after this revision.")
 @pass_session
 def watch(session: Session, workspaces: Sequence[str], labels: Sequence[tuple[str, str]], after: int) -> None:
-    """Print a line for every change, from the workspaces there are on, until Ctrl-C."""
+    """Print a line for every change, until Ctrl-C.
+
+    Begins with the workspaces as they are, unless --after says where to go on.
+    """
     only = {session.workspace(workspace) for workspace in workspaces}
     for change in session.client.watch(session.parent, labels=dict(labels), after_revision=after):
         if only and change.workspace.name not in only:
@@ -220,9 +228,7 @@ def watch(session: Session, workspaces: Sequence[str], labels: Sequence[tuple[st
 @click.command("update", cls=Command, example="workspace update web --duration 4h")
 @click.argument("workspace", metavar="W", type=WORKSPACE)
 @click.option("--duration", type=LEASE, help="New length of the lease, from its start: 4h, or unlimited.")
-@click.option("--queue-until", type=INSTANT, help="May wait for room until then.")
 @click.option("--end-action", type=END_ACTION, help="What becomes of the nodes when the lease ends.")
-@click.option("--priority", type=int, help="Place in the queue, higher first.")
 @click.option("--name", "display_name", help="A name for people.")
 @click.option("--label", "labels", multiple=True, type=PAIR, help="Set a label; may be repeated.")
 @click.option("--remove-label", "gone", multiple=True, metavar="KEY", help="Remove a label; may be repeated.")
@@ -324,4 +330,9 @@ def _verb(verb: str) -> click.Command:
     return click.command(verb, cls=Command, help=summary, example=example)(function)
 
 
-COMMANDS = [check, create, list_, show, watch, wait, *map(_verb, VERBS), update, save]
+_VERB_COMMANDS = {verb: _verb(verb) for verb in VERBS}
+SECTIONS: dict[str, list[click.Command]] = {
+    "Asking and leasing": [check, create, update, _VERB_COMMANDS["terminate"]],
+    "Looking": [list_, show, wait, watch],
+    "What a workspace does": [*(c for verb, c in _VERB_COMMANDS.items() if verb != "terminate"), save],
+}

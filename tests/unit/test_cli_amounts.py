@@ -20,6 +20,11 @@ from clients.amounts import (
     parse_duration,
     parse_instant,
     parse_mib,
+    rounded_up,
+    show_about,
+    show_amount,
+    show_instant,
+    show_share,
 )
 
 INT64 = st.integers(min_value=0, max_value=2**63 - 1)
@@ -113,3 +118,52 @@ def test_instants() -> None:
     assert parse_instant("2026-05-01T14:00") == datetime(2026, 5, 1, 14).astimezone(UTC)
     with pytest.raises(ValueError, match="local"):
         parse_instant("tomorrow")
+
+
+@pytest.mark.parametrize(
+    ("resource", "amount", "exact", "about"),
+    [
+        ("cpu", 1000, "1 core", "1 core"),
+        ("cpu", 1500, "1.5 cores", "1.5 cores"),
+        ("memory", 4097, "4097 MiB", "4 GiB"),
+        ("memory", 1023, "1023 MiB", "1023 MiB"),
+        ("disk", 4796800, "4796800 MiB", "4.57 TiB"),
+        ("disk", 16383, "16383 MiB", "15.9 GiB"),
+        ("example.com/gpu", 2, "2", "2"),
+    ],
+)
+def test_amounts_to_read(resource: str, amount: int, exact: str, about: str) -> None:
+    assert (show_amount(resource, amount), show_about(resource, amount)) == (exact, about)
+
+
+@given(st.integers(min_value=0, max_value=2**53))
+def test_about_is_never_more_than_there_is_and_hardly_less(mib: int) -> None:
+    read = parse_mib(show_about("memory", mib))  # which rounds up to a MiB
+    assert mib * 0.99 - 1 <= read <= mib + 1
+
+
+@pytest.mark.parametrize(
+    ("resource", "part", "whole", "shown"),
+    [
+        ("cpu", 2500, 32000, "2.5/32"),
+        ("memory", 0, 65536, "0/64 GiB"),
+        ("memory", 512, 16384, "0.5/16 GiB"),
+        ("disk", 1, 4796800, "1 MiB/4.57 TiB"),
+        ("example.com/gpu", 1, 4, "1/4"),
+    ],
+)
+def test_shares(resource: str, part: int, whole: int, shown: str) -> None:
+    assert show_share(resource, part, whole) == shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.2, "1s"), (90, "90s"), (119.1, "2m"), (7199.5, "2h"), (61, "61s")])
+def test_waits_are_rounded_up(seconds: float, shown: str) -> None:
+    assert rounded_up(timedelta(seconds=seconds)) == parse_duration(shown)
+
+
+def test_instants_as_short_as_cannot_be_mistaken() -> None:
+    local = NOW.astimezone()
+    offset = local.isoformat()[-6:]
+    assert show_instant(local, NOW) == f"{local:%H:%M:%S}{offset}"
+    assert show_instant(datetime(2026, 3, 9, 12, tzinfo=UTC), NOW, offset=False).startswith("Mar 09 ")
+    assert show_instant(datetime(2027, 3, 9, 12, tzinfo=UTC), NOW, offset=False).startswith("2027-03-09 ")

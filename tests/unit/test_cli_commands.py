@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +19,7 @@ from workspacebroker.v1 import workspace_service_pb2 as api
 from workspacebroker.v1.resources_pb2 import LeaseTerms, NodeSet, ParameterSpec, Tenant, Workspace
 
 from clients.cli.app import cli, run
+from clients.cli.failures import Exit
 from clients.names import VERBS
 from tests.support.fake_broker import FakeBroker, refusal, workspace
 
@@ -40,7 +45,7 @@ def test_flags_become_a_request(broker: FakeBroker, tmp_path: Path) -> None:
     flags = "--pool lab --image debian-12 --type m1.small --cpu 1.5 --memory 4GiB --disk 20GB --count 3"
     more = "--min-count 2 --network lan --network wan --start +2h --duration 1d12h --placement one-per-host"
     lists = "--select arch=x86_64 --select arch=arm64 --label team=web --amount example.com/gpu=1"
-    terms = "--end-action suspend --preemptible --priority 5 --initial-state stopped --id web --name Web"
+    terms = "--end-action suspend --initial-state paused --id web --name Web"
     files = ["--ssh-key", str(key), "--user-data", str(data)]
     assert run(["create", *flags.split(), *more.split(), *lists.split(), *terms.split(), *files]) == 0
     request = created(broker)
@@ -62,10 +67,15 @@ def test_flags_become_a_request(broker: FakeBroker, tmp_path: Path) -> None:
     start = wish.terms.start_time.ToDatetime(tzinfo=UTC) - timedelta(hours=2)
     assert timedelta(0) <= start - before < timedelta(seconds=30)
     assert wish.terms.duration.ToTimedelta() == timedelta(days=1, hours=12)
-    assert (wish.terms.end_action, wish.terms.priority) == (LeaseTerms.END_ACTION_SUSPEND, 5)
-    assert wish.terms.preemptible
+    assert wish.terms.end_action == LeaseTerms.END_ACTION_SUSPEND
     assert (wish.pool, dict(wish.labels)) == ("lab", {"team": "web"})
-    assert wish.initial_state == Workspace.STATE_STOPPED
+    assert wish.initial_state == Workspace.STATE_PAUSED
+
+
+@pytest.mark.parametrize("flag", ["--queue-until=+1h", "--preemptible", "--priority=1", "--initial-state=stopped"])
+def test_what_the_broker_does_not_offer_has_no_flag(broker: FakeBroker, flag: str) -> None:
+    assert run(["create", "--image", "x", flag]) == 2
+    assert not broker.calls
 
 
 def test_unlimited_is_open_ended(broker: FakeBroker) -> None:
@@ -209,6 +219,17 @@ def test_list_filters_and_pages(broker: FakeBroker, capsys: pytest.CaptureFixtur
 def test_an_empty_list_is_still_a_document(broker: FakeBroker, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--json", "list"]) == 0
     assert json.loads(capsys.readouterr().out) == {"workspaces": []}
+    assert run(["list"]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "No workspaces; those that have ended: workspace list --all\n")
+
+
+def test_json_has_zeros_and_false_too(broker: FakeBroker, capsys: pytest.CaptureFixture[str]) -> None:
+    broker.put(workspace())
+    assert run(["show", "web", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["nodes"][0]["index"], shown["nodes"][0]["capacityReleased"], shown["notices"]) == (0, False, [])
+    assert "endTime" not in shown
 
 
 def test_json_parses_back_to_the_same_message(broker: FakeBroker, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +260,7 @@ def test_show_tells_what_goes_on_and_went_wrong(broker: FakeBroker, capsys: pyte
         "1 of 2",
         "lab/xen-1",
         "10.0.0.7",
-        "deploy 40 %, attempt 2",
+        "deploy 40 %, try 2",
         "Notice STUCK: keeps failing",
         "Last error (BACKEND_REJECTED): no such disk",
     ):
@@ -268,7 +289,18 @@ def test_save(broker: FakeBroker) -> None:
 
 
 def test_pools_and_hosts(broker: FakeBroker, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("pools", "hosts lab", "images lab", "networks lab", "strays lab", "refresh lab"):
+    broker.pool.instance_types.add(name="m1.small").amounts.amounts.update({"cpu": 1500, "memory": 1536})
+    broker.pool.parameter_specs.add(key="core:tries", kind=ParameterSpec.KIND_INT, description="how often")
+    for command in (
+        "pools",
+        "hosts lab",
+        "images lab",
+        "networks lab",
+        "types lab",
+        "parameters lab",
+        "strays lab",
+        "refresh lab",
+    ):
         assert run(command.split()) == 0
         text = capsys.readouterr().out
         assert run([*command.split(), "--json"]) == 0
@@ -293,7 +325,7 @@ def test_usage_shows_limits_and_does_not_make_any_up(broker: FakeBroker, capsys:
     broker.tenant.pool_used["lab"].amounts["nodes"] = 3
     assert run(["usage"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[1:] == [["all", "cpu", "0.5", "4"], ["lab", "nodes", "3", "none"]]
+    assert rows[1:] == [["all", "cpu", "0.5", "cores", "4", "cores"], ["lab", "nodes", "3", "none"]]
     assert run(["usage", "--json"]) == 0
     assert ParseDict(json.loads(capsys.readouterr().out), Tenant()) == broker.tenant
     assert "poolLimits" not in MessageToJson(broker.tenant)
@@ -316,6 +348,7 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
     for name in cli.commands:
         assert run([name, "--help"]) == 0
         shown = capsys.readouterr().out
+        assert "Exit codes" not in shown
         assert f"Example:\n  workspace {name}" in shown, name
 
 
@@ -324,3 +357,59 @@ def test_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.startswith("workspace ")
     assert run(["frobnicate"]) == 2
     assert "No such command" in capsys.readouterr().err
+
+
+def test_the_help_names_every_command_whole_and_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    commands = shown[shown.index("Asking and leasing") : shown.index("Exit codes")]
+    assert "..." not in commands
+    assert all(f"\n  {name} " in commands for name in cli.commands)
+    listed = re.findall(r"^  (\d+) ", shown[shown.index("Exit codes") :], re.MULTILINE)
+    assert listed == [str(int(code)) for code in Exit]
+
+
+class Screen(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [200, 80, 60, 30])
+def test_on_a_terminal_no_word_is_cut(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys, "stdout", screen := Screen())
+    why = "the front-end has answered something that is no XML-RPC at all"
+    shown = workspace(state_message=why)
+    shown.end_time.FromDatetime(datetime(2041, 3, 1, 12, tzinfo=UTC))
+    broker.put(shown, workspace("a-rather-long-name"))
+    broker.pool.last_error.message = why
+    broker.pool.refresh_time.GetCurrentTime()
+    for command in ("list", "pools", "hosts lab"):
+        assert run(command.split()) == 0
+    words = screen.getvalue().split()
+    assert {"a-rather-long-name", "2041-03-01", "RUNNING", "simulator", "2/8", "4/16", *why.split()} <= set(words)
+    if width >= 80:
+        assert max(map(len, screen.getvalue().splitlines())) <= width
+        assert "lab/xen-1  ACTIVE  6/8         12/16 GiB    0" in screen.getvalue()
+
+
+def test_times_of_today_are_short_and_have_their_offset(
+    broker: FakeBroker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        broker.pool.refresh_time.GetCurrentTime()
+        seen = broker.pool.refresh_time.ToDatetime(tzinfo=UTC) + timedelta(hours=5, minutes=30)
+        assert run(["pools"]) == 0
+        head, row = capsys.readouterr().out.splitlines()
+        assert head.endswith("SEEN (+05:30)")
+        assert row.endswith(f"{seen:%H:%M:%S}")
+        assert run(["pools", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["pools"][0]["refreshTime"].endswith("Z")
+    finally:
+        monkeypatch.undo()
+        time.tzset()

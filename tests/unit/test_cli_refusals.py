@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 
 import grpc
@@ -10,11 +11,11 @@ import pytest
 from google.rpc import error_details_pb2
 from workspacebroker.v1.errors_pb2 import ErrorReason, PlacementFailure
 from workspacebroker.v1.resources_pb2 import PlacementVerdict as Verdict
-from workspacebroker.v1.workspace_service_pb2 import Offer
 
 from clients import errors
 from clients.cli.app import run
 from clients.cli.failures import exit_code
+from clients.cli.fields import flag_for
 from clients.errors import FAMILY_BY_REASON, from_status
 from tests.support.fake_broker import MOMENT, FakeBroker, refusal, workspace
 
@@ -137,28 +138,46 @@ def test_a_refused_create_says_why_host_by_host_and_what_to_do(
     flags = ["--pool", "lab", "--image", "debian 12", "--cpu", "8"]
     assert run(["create", *flags, "--id=web", "--wait", "--timeout", "5m"]) == 3
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "Error: no room"
-    rows = [line.split() for line in lines[2:5]]
-    assert rows[0][:8] == ["lab", "NOT_NOW", "not", "enough", "memory,", "on", "3", "hosts"]
-    assert rows[0][8:11] == ["8GiB", "4GiB", "yes"]
-    assert rows[1] == ["lab/xen-1", "NEVER", "not", "enough", "cpu", "8", "1.5", "no"]
-    assert rows[2] == ["cordoned", "by", "an", "operator", "yes"]
-    assert lines[5] == "To see every host use: workspace check --pool lab --image 'debian 12' --cpu 8"
+    assert lines[0].startswith("Error: Not now; as things stand it fits from ")
+    pool, host, more = (" ".join(line.split()) for line in lines[2:5])
+    assert pool.startswith("lab NOT NOW not enough memory, on 3 hosts 8 GiB at most 4 GiB ")
+    assert host == "lab/xen-1 NEVER not enough cpu 8 cores 1.5 cores"
+    assert more == "cordoned by an operator; waiting may help"
+    assert lines[5] == "To see more hosts use: workspace check --pool lab --image 'debian 12' --cpu 8"
+    assert lines[6].startswith("To reserve it from then on add: --start 2026-03-01T")
 
 
-def test_check_prints_verdicts_and_offers_and_exits_by_outcome(
+def test_hosts_stand_by_name_within_an_outcome_under_their_pool(
     broker: FakeBroker, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    short = Reason(code=Reason.CODE_INSUFFICIENT_RESOURCE, resource="cpu", requested=8000, available=1, host_count=4)
+    never, not_now = Verdict.OUTCOME_NEVER, Verdict.OUTCOME_NOT_NOW
+    order = [("b", never), ("b/hosts/n-1", never), ("a/hosts/n-10", not_now), ("a/hosts/n-2", never), ("a", not_now)]
+    order += [("a/hosts/n-9", not_now), ("a/hosts/n-1", never)]
+    found = [Verdict(resource_name=f"pools/{name}", outcome=outcome) for name, outcome in order]
+    for verdict in found:
+        verdict.reasons.add().CopyFrom(short)
+        verdict.reasons[0].host_count = (
+            0 if "/" in verdict.resource_name[6:] else 4 if verdict.outcome == not_now else 1
+        )
+    failure = PlacementFailure(verdicts=found)
+    retry = error_details_pb2.RetryInfo(retry_delay={"seconds": 7199, "nanos": 5})
+    status = refusal(CODE.RESOURCE_EXHAUSTED, "NO_CAPACITY", "no room", failure, retry)
+    broker.failures["CreateWorkspace"].append(status)
+    assert run(["create", "--cpu", "8"]) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines[2:9]] == ["a", "a/n-9", "a/n-10", "a/n-1", "a/n-2", "b", "b/n-1"]
+    assert lines[9:] == ["Try again in 2h."]  # every host has been shown: no advice to check
+
+
+def test_check_prints_verdicts_and_exits_by_outcome(broker: FakeBroker, capsys: pytest.CaptureFixture[str]) -> None:
     broker.check.verdicts.extend(verdicts())
-    broker.check.offers.append(Offer(workspace=workspace("x"), message="two nodes instead of three"))
     for outcome, code in ((Verdict.OUTCOME_FITS, 0), (Verdict.OUTCOME_NOT_NOW, 3), (Verdict.OUTCOME_NEVER, 4)):
         broker.check.outcome = outcome
         assert run(["check", "--image", "debian-12"]) == code
     shown = capsys.readouterr().out
-    assert "two nodes instead of three" in shown
+    assert "Never: it would not fit even if every host were empty." in shown
     assert broker.asked("CheckPlacement")[0].include_hosts
-    assert run(["check", "--image", "debian-12", "--offer", "1"]) == 0
-    assert json.loads(capsys.readouterr().out)["pool"] == "lab"
 
 
 def test_every_bad_field_is_named(broker: FakeBroker, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +187,45 @@ def test_every_bad_field_is_named(broker: FakeBroker, capsys: pytest.CaptureFixt
     broker.failures["CreateWorkspace"].append(refusal(CODE.INVALID_ARGUMENT, "FIELD_INVALID", "two faults", bad))
     assert run(["create", "--image", "x"]) == 2
     shown = capsys.readouterr().err
-    assert "  node_sets[0].count: at most 500\n  pool: there is no lab\n" in shown
+    assert shown.splitlines() == [
+        "Error: 2 things are wrong with the request:",
+        "  --count: at most 500",
+        "  --pool: there is no lab; see them: workspace pools",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "flag"),
+    [
+        ('workspace.node_sets[0].amounts.amounts["cpu"]', "--cpu"),
+        ('workspace.node_sets[0].amounts.amounts["example.com/gpu"]', "--amount example.com/gpu"),
+        ("workspace.node_sets[0].instance_type", "--type"),
+        ("workspace.node_sets[0].nics[1].network", "--network"),
+        ('workspace.node_sets[0].host_selector["arch"].values[0]', "--select arch"),
+        ("workspace.node_sets[1].image", "node_sets[1].image"),
+        ("workspace.terms.earliest_start_time", "--earliest"),
+        ("workspace.terms.start_time", "--start"),
+        ('workspace.labels["A B"]', "--label A B"),
+        ('workspace.parameters["core:tries"]', "--param core:tries"),
+        ("target.node_indexes[0]", "--node"),
+        ("if_pool_generations", "if_pool_generations"),
+    ],
+)
+def test_a_field_is_named_as_its_flag(path: str, flag: str) -> None:
+    assert flag_for(path) == flag
+
+
+def test_one_bad_field_is_one_line_that_says_how_to_mend_it(
+    broker: FakeBroker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = error_details_pb2.BadRequest()
+    for _ in range(2):
+        field = 'workspace.node_sets[0].amounts.amounts["cpu"]'
+        bad.field_violations.add(field=field, reason="REQUIRED", description="is missing")
+    broker.failures["CreateWorkspace"].append(refusal(CODE.INVALID_ARGUMENT, "FIELD_INVALID", "copied", bad))
+    assert run(["create", "--image", "x"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Error: --cpu is missing; give --cpu CORES, or a whole size with --type")
 
 
 def test_with_json_a_refusal_is_a_status(broker: FakeBroker, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,6 +246,23 @@ def test_an_unreachable_server_is_named_with_how_to_set_it(capsys: pytest.Captur
     shown = capsys.readouterr().err
     assert address in shown
     assert "--server HOST:PORT or WORKSPACE_SERVER" in shown
+
+
+def test_a_proxy_is_not_used_on_loopback_and_named_elsewhere(
+    broker: FakeBroker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert run(["pools"]) == 0
+    capsys.readouterr()
+    assert run(["pools", "--server", "broker.invalid:7443"]) == 7
+    shown = capsys.readouterr().err
+    assert (
+        f"through a proxy, http_proxy=http://127.0.0.1:{port}; to go straight there add the host to no_proxy" in shown
+    )
+    assert "secret" not in shown
 
 
 def test_strangers_text_cannot_steer_the_terminal(broker: FakeBroker, capsys: pytest.CaptureFixture[str]) -> None:

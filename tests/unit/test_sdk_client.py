@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from importlib import resources
 from itertools import islice
 
@@ -14,6 +16,7 @@ from workspacebroker.v1.resources_pb2 import Workspace
 
 from clients import errors
 from clients.sdk import AsyncClient, BrokerError, Client, Outcome, host_name, pool_name, workspace_name
+from clients.transport import is_loopback, proxy_for
 from tests.support.fake_broker import FakeBroker, refusal, workspace
 
 NAME = "tenants/default/workspaces/web"
@@ -113,7 +116,9 @@ def test_wait_polls_on_until_the_state_is_reached(broker: FakeBroker, client: Cl
     states = [Workspace.STATE_PENDING, Workspace.STATE_STARTING, Workspace.STATE_RUNNING]
     broker.script.extend(workspace(state=state) for state in states)
     seen: list[int] = []
-    result = client.wait(NAME, [Workspace.STATE_RUNNING], on_progress=lambda w, _: seen.append(w.state if w else 0))
+    result = client.wait(
+        NAME, [Workspace.STATE_RUNNING], poll=0.01, on_progress=lambda w, _: seen.append(w.state if w else 0)
+    )
     assert result.outcome is Outcome.REACHED
     assert seen == states[:2]
 
@@ -149,7 +154,7 @@ def test_wait_outlives_a_restart(broker: FakeBroker, client: Client) -> None:
             assert seen is not None
             broker.start()
 
-    assert client.wait(NAME, [Workspace.STATE_RUNNING], on_progress=restart).outcome is Outcome.REACHED
+    assert client.wait(NAME, [Workspace.STATE_RUNNING], poll=0.01, on_progress=restart).outcome is Outcome.REACHED
 
 
 def test_wait_for_a_broker_that_never_answered_fails_at_once(broker: FakeBroker) -> None:
@@ -197,6 +202,59 @@ def test_watch_tells_refusals(broker: FakeBroker, client: Client) -> None:
     broker.failures["WatchWorkspaces"].append(refusal(grpc.StatusCode.NOT_FOUND, "NOT_FOUND"))
     with pytest.raises(errors.NotFound):
         next(client.watch("tenants/none"))
+
+
+def test_closing_ends_what_another_thread_waits_for(broker: FakeBroker) -> None:
+    broker.put(workspace(state=Workspace.STATE_STARTING))
+    waits: list[Callable[[Client], object]] = [
+        lambda client: client.wait(NAME, [Workspace.STATE_RUNNING]),
+        lambda client: next(client.watch("tenants/default")),
+    ]
+    for wait in waits:
+        with Client(broker.address) as client:
+            broker.on_call = lambda method, client=client: threading.Thread(target=client.close).start()  # type: ignore[misc]
+            with pytest.raises(errors.TransportError) as caught:
+                wait(client)
+            assert caught.value.code is grpc.StatusCode.CANCELLED
+            with pytest.raises(errors.TransportError):
+                client.workspace(NAME)
+
+
+def test_wait_does_not_poll_faster_than_it_may(broker: FakeBroker, client: Client) -> None:
+    broker.script.extend([workspace(state=Workspace.STATE_STARTING), workspace()])
+    begun = time.monotonic()
+    assert client.wait(NAME, [Workspace.STATE_RUNNING]).outcome is Outcome.REACHED
+    assert time.monotonic() - begun >= 1.0
+
+
+@pytest.mark.parametrize(
+    ("server", "loopback"),
+    [
+        ("127.0.0.1:7443", True),
+        ("localhost:7443", True),
+        ("[::1]:7443", True),
+        ("::1", True),
+        ("dns:///127.8.9.1:1", True),
+        ("ipv4:127.0.0.1:1", True),
+        ("unix:/run/broker", True),
+        ("localhost.example.com:7443", False),
+        ("10.0.0.1:7443", False),
+        ("[2001:db8::1]:7443", False),
+    ],
+)
+def test_what_is_loopback(server: str, loopback: bool) -> None:
+    assert is_loopback(server) is loopback
+
+
+def test_the_proxy_is_the_one_grpc_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("grpc_proxy", "https_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://u:p@proxy:3128")
+    monkeypatch.setenv("no_proxy", "example.com, 10.0.0.1")
+    assert proxy_for("broker:7443") == "http_proxy=http://proxy:3128"
+    assert proxy_for("a.example.com:7443") == proxy_for("10.0.0.1:1") == proxy_for("localhost:1") == ""
+    monkeypatch.setenv("grpc_proxy", "http://other:1")
+    assert proxy_for("broker:7443") == "grpc_proxy=http://other:1"
 
 
 def test_names() -> None:
