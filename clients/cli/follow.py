@@ -25,8 +25,7 @@ from clients.errors import BrokerError
 from clients.names import state_word
 from clients.sdk import Outcome, WaitResult
 
-LIVE_POLL_SECONDS = 1.0
-QUIET_POLL_SECONDS = 5.0  # where nobody watches a line
+POLL_SECONDS = 1.0  # steps come and go; the end of a wait is told at once
 
 
 class ProgressLine:
@@ -83,7 +82,7 @@ def follow(
             wanted,
             timeout=timeout.total_seconds() if timeout is not None else None,
             or_settled=or_settled,
-            poll=LIVE_POLL_SECONDS if progress.live else QUIET_POLL_SECONDS,
+            poll=POLL_SECONDS,
             on_progress=progress,
         )
     workspace = result.workspace

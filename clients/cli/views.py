@@ -345,7 +345,8 @@ def usage_table(tenant: Tenant) -> Table:
         for pool in sorted({*tenant.pool_used, *tenant.pool_limits})
     ]
     for pool, used, limits in scopes:
-        for key in sorted({*used.amounts, *limits.amounts}):
+        always = ("cpu", "memory", "nodes", "workspaces") if pool == "all" else ()
+        for key in sorted({*used.amounts, *limits.amounts, *always}):
             limit = show_amount(key, limits.amounts[key]) if key in limits.amounts else "none"
             shown.add_row(clean(pool), clean(key), show_amount(key, used.amounts.get(key, 0)), limit)
     return shown

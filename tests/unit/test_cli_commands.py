@@ -325,7 +325,13 @@ def test_usage_shows_limits_and_does_not_make_any_up(broker: FakeBroker, capsys:
     broker.tenant.pool_used["lab"].amounts["nodes"] = 3
     assert run(["usage"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[1:] == [["all", "cpu", "0.5", "cores", "4", "cores"], ["lab", "nodes", "3", "none"]]
+    assert rows[1:] == [
+        ["all", "cpu", "0.5", "cores", "4", "cores"],
+        ["all", "memory", "0", "MiB", "none"],
+        ["all", "nodes", "0", "none"],
+        ["all", "workspaces", "0", "none"],
+        ["lab", "nodes", "3", "none"],
+    ]
     assert run(["usage", "--json"]) == 0
     assert ParseDict(json.loads(capsys.readouterr().out), Tenant()) == broker.tenant
     assert "poolLimits" not in MessageToJson(broker.tenant)
