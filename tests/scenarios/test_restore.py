@@ -1,4 +1,4 @@
-"""What restoring yesterday's state file does: nothing is lost silently, nothing is doubled, nothing is ended unasked."""
+"""What restoring yesterday's state file does: nothing is lost silently, doubled, or ended unasked."""
 
 from __future__ import annotations
 
