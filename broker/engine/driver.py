@@ -46,6 +46,9 @@ T = TypeVar("T")
 STUCK_AFTER = 3
 """Spent budgets after which a task that goes on for ever is shown as stuck."""
 
+UNFORESEEN_PAUSE = 5.0
+"""Seconds after an exception nobody foresaw until the task is looked at again."""
+
 LONGEST_PAUSE = 300.0
 """Seconds between two rounds of a task that goes on for ever."""
 
@@ -150,6 +153,9 @@ class Driver:
                 await self.pool.reachable.wait()
                 if self._book.tasks.get(key) is not task:
                     continue
+                if task.deadline is not None and self._clock.now() >= task.deadline:
+                    self._starts.failed(task, "it took too long", host_fault=False, reason=Reason.TASK_TIMEOUT)
+                    continue
                 try:
                     await self._try(task, running.interrupt)
                     rounds = 0
@@ -166,6 +172,9 @@ class Driver:
                 except BrokerError as error:  # the store: nothing was changed, so the same again a little later
                     log.error("pool=%s workspace=%s node=%d error=%s", self.pool.name, *key, error)
                     await self._clock.sleep(error.retry_after or 1.0)
+                except Exception:  # a mistake of ours must not leave a node without anybody who cares for it
+                    log.exception("pool=%s workspace=%s node=%d step=%s", self.pool.name, *key, task.step)
+                    await self._clock.sleep(UNFORESEEN_PAUSE)
         finally:
             del self._running[key]
 
@@ -201,11 +210,16 @@ class Driver:
         if found.observation is not Observation.ABSENT:
             await interrupted_sleep(self._clock, self.pool.settings.retry.initial, interrupt)
             return
+        current = self._book.tasks.get(task.key)
+        if current is None or not same_transition(current, task):
+            return
+        workspace = self._book.workspaces[task.uid]  # other nodes may have moved on meanwhile
         nodes = list(workspace.nodes)
-        nodes[node.index] = replace(node, host=node.target_host, target_host="", backend_id="")
+        node = nodes[task.index]
+        nodes[task.index] = replace(node, host=node.target_host, target_host="", backend_id="")
         with self._book.transaction() as tx:
             write(tx, workspace, nodes)
-            tx.put_task(replace(task, steps=task.steps[1:], position=0, force=False))
+            tx.put_task(replace(current, steps=current.steps[1:], position=0, force=False))
         await tx.durable()
 
     async def find(self, workspace: Workspace, node: Node) -> ObservedNode:

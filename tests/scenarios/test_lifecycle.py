@@ -442,3 +442,16 @@ async def test_what_gave_its_room_back_comes_back_in_a_draining_pool(tmp_path: P
         )
         await broker.verb("Resume", workspace.name)
         await broker.until(workspace.name, "RUNNING")
+
+
+async def test_a_step_that_never_gets_an_answer_is_given_up_at_its_deadline(tmp_path: Path) -> None:
+    settings = (
+        'start_timeout = "10m"\nbreaker = { failures = 1000 }\nfaults = [{ step = "deploy", kind = "lost_call" }]'
+    )
+    clock = ManualClock(START)
+    async with running(tmp_path, with_lab(settings), clock=clock) as broker:
+        created = await broker.create()
+        failed = await broker.until(created.name, "FAILED", step=5.0)
+        assert failed.last_error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        assert await held(broker) == {}
+        assert broker.backend().vms == []
