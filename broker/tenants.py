@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from broker.book import Book
 from broker.config import TenantSettings
+from broker.core import wording
 from broker.core.accounting import quota_use
 from broker.core.errors import (
     FieldReason,
@@ -77,7 +78,7 @@ class Tenants:
                         FieldViolation(
                             path="workspace.terms.duration",
                             reason=FieldReason.OUT_OF_RANGE,
-                            message=f"tenant {tenant} may lease for {settings.max_duration} at most",
+                            message=f"tenant {tenant} may lease for {wording.length(settings.max_duration)} at most",
                         )
                     ]
                 )

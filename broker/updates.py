@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from broker.book import Book, Transaction
+from broker.core import wording
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, FieldReason, FieldsInvalid, FieldViolation, Reason, not_found
 from broker.core.lifecycle import Verb
@@ -100,9 +101,10 @@ class Updates:
                 f"would end the lease at {end.isoformat()}, and it is {now.isoformat()} here; to end it, terminate"
             )
         elif longest is not None and (length is None or length > longest):
-            problem = f"is more than the {longest} its pool allows"
+            problem = f"{wording.length(length)} is more than the {wording.length(longest)} its pool allows"
         if problem:
-            raise FieldsInvalid([FieldViolation(path="workspace.terms.duration", reason=reason, message=problem)])
+            path = "workspace.terms.open_ended" if request.open_ended else "workspace.terms.duration"
+            raise FieldsInvalid([FieldViolation(path=path, reason=reason, message=problem)])
         terms = replace(workspace.terms, duration=length, open_ended=length is None, deadline=None)
         changed = replace(workspace, terms=terms, end_time=end, notices=_without_ending(workspace))
         if workspace.end_time is not None and (end is None or end > workspace.end_time):

@@ -188,7 +188,7 @@ class Workspaces:
         workspace_id = request.workspace_id or f"ws-{uid[:8]}"
         if self._book.find(request.tenant, workspace_id) is not None:
             name = f"tenants/{request.tenant}/workspaces/{workspace_id}"
-            raise BrokerError(Reason.NAME_TAKEN, f"{name} is there already; choose another workspace_id", resource=name)
+            raise BrokerError(Reason.NAME_TAKEN, f"{name} is there already; choose another name", resource=name)
         answer = plan(asked, snapshots(self._pools.values(), now), window(wanted, now))
         if not isinstance(answer, Plan):
             raise refused(answer, now, _described(wanted))

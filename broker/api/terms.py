@@ -14,6 +14,7 @@ from broker.api import times
 from broker.api.enums import END_ACTIONS_IN
 from broker.api.fields import Problems
 from broker.api.offered import refuse_not_offered
+from broker.core import wording
 from broker.core.errors import FieldReason
 from broker.core.model import EndAction, Terms
 
@@ -84,7 +85,7 @@ def _window(
     if deadline <= now:
         _in_the_past(problems, f"{path}.deadline", deadline, now)
     elif begin >= deadline or (duration is not None and begin + duration > deadline):
-        lease = "a lease" if duration is None else f"a lease of {duration}"
+        lease = "a lease" if duration is None else f"a lease of {wording.length(duration)}"
         problems.add(
             f"{path}.deadline",
             FieldReason.CONFLICT,

@@ -35,6 +35,7 @@ def verdict(judged: Verdict, *, prose: bool = True) -> pb.PlacementVerdict:
         score=judged.score,
         reasons=[_reason(each, prose) for each in reasons],
         nodes_fit=judged.nodes_fit,
+        host_total=judged.host_total,
     )
 
 

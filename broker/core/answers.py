@@ -76,6 +76,7 @@ class Verdict:
     score: float = 0.0  # FITS: share of the tightest resource left free after placement, 0 to 1
     reasons: tuple[Reason, ...] = ()
     nodes_fit: int = 0
+    host_total: int = 0  # of a pool's verdict: how many hosts it has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

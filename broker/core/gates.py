@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+from broker.core import wording
 from broker.core.answers import Reason, ReasonCode
 from broker.core.demand import PlacementRequest, SetRequest, Window
 from broker.core.inventory import PoolSnapshot
@@ -47,7 +48,7 @@ def starts(window: Window, length: timedelta | None, snapshot: PoolSnapshot) -> 
         latest = min(latest, window.deadline - length)
     if latest < start:
         late = f"it would have to start by {latest.isoformat()}, before {start.isoformat()}"
-        return _window(f"a lease of {length} does not fit the window: {late}")
+        return _window(f"a lease of {wording.length(length)} does not fit the window: {late}")
     if latest > snapshot.now and ADVANCE_RESERVATION not in snapshot.capabilities:
         if start > snapshot.now:
             return Reason(
@@ -113,13 +114,13 @@ def gates(
             )
     longest = snapshot.max_duration
     if longest is not None and (length is None or length > longest):
-        asked = "open-ended" if length is None else str(length)
+        asked = wording.length(length)
         closed.append(
             Reason(
                 code=ReasonCode.LEASE_TOO_LONG,
                 requested=0 if length is None else int(length.total_seconds()),
                 available=int(longest.total_seconds()),
-                message=f"lease: {asked} asked, pool {name} allows at most {longest}",
+                message=f"lease: {asked} asked, pool {name} allows at most {wording.length(longest)}",
             )
         )
     return closed

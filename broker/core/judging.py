@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from broker.core.answers import Outcome, Reason, ReasonCode, Verdict
 from broker.core.arrange import arrange
+from broker.core.feasibility import Case
 from broker.core.gates import WAITING
 from broker.core.reasons import refusal
 from broker.core.routing import Attempt
@@ -49,7 +50,9 @@ def _judge(
         for case, placed, value in zip(attempt.cases, attempt.placed, attempt.scores, strict=True):
             if case.pool not in verdicts or case.pool == attempt.candidate:
                 nodes = sum(map(len, placed))
-                verdicts[case.pool] = [Verdict(pool=case.pool, outcome=Outcome.FITS, score=value, nodes_fit=nodes)]
+                verdicts[case.pool] = [
+                    Verdict(pool=case.pool, outcome=Outcome.FITS, score=value, nodes_fit=nodes, host_total=_hosts(case))
+                ]
         return Outcome.FITS, attempt.start
     undecided = [attempt.undecided] * len(attempt.cases)
     outcomes = [_outcome_alone(attempt, position, search_limit, undecided) for position in range(len(attempt.cases))]
@@ -73,7 +76,9 @@ def _judge(
             continue
         outcome = outcomes[position]
         if outcome is Outcome.FITS:
-            verdicts[case.pool] = [Verdict(pool=case.pool, outcome=outcome, nodes_fit=sum(case.counts))]
+            verdicts[case.pool] = [
+                Verdict(pool=case.pool, outcome=outcome, nodes_fit=sum(case.counts), host_total=_hosts(case))
+            ]
             continue
         reasons = [*attempt.closed[position], *extra]
         if undecided[position] and outcome is Outcome.NOT_NOW:
@@ -113,3 +118,13 @@ def _outcome_alone(attempt: Attempt, position: int, search_limit: int, undecided
     except SearchLimit:
         undecided[position] = True
     return Outcome.NOT_NOW
+
+
+def _fits(case: Case, nodes: int, score: float = 0.0) -> Verdict:
+    return Verdict(
+        pool=case.pool,
+        outcome=Outcome.FITS,
+        score=score,
+        nodes_fit=nodes,
+        host_total=len(case.snapshot.hosts.names),
+    )

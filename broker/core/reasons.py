@@ -44,9 +44,10 @@ def refusal(
     `known`: reasons found before any host was looked at. If they already decide, hosts are not spoken of.
     """
     codes = {reason.code for reason in known}
+    hosts = len(case.snapshot.hosts.names)
     decides = codes & WAITING if outcome is Outcome.NOT_NOW else codes - WAITING
     if decides:
-        return [Verdict(pool=case.pool, outcome=outcome, reasons=tuple(known))]
+        return [Verdict(pool=case.pool, outcome=outcome, reasons=tuple(known), host_total=hosts)]
     judged = case.empty_room() if outcome is Outcome.NEVER else room
     fit = nodes_fit(case, judged)
     reasons = [*known, *_of_pool(case, judged, fit, outcome)]
@@ -54,7 +55,14 @@ def refusal(
         reasons.extend(_over_hosts(case, judged, index, outcome))
     if outcome is not Outcome.NEVER:
         reasons.extend(_by_state(case))
-    verdict = Verdict(pool=case.pool, outcome=outcome, earliest=earliest, reasons=tuple(reasons), nodes_fit=fit)
+    verdict = Verdict(
+        pool=case.pool,
+        outcome=outcome,
+        earliest=earliest,
+        reasons=tuple(reasons),
+        nodes_fit=fit,
+        host_total=hosts,
+    )
     return [verdict, *_nearest(case, room, nearest_hosts)]
 
 

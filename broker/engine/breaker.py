@@ -54,8 +54,9 @@ class Breaker:
 
     def answered(self) -> None:
         """The backend answered, if only with a refusal. While open, only a complete look closes it (`looked`)."""
-        if not self.open:
+        if not self.open and self._failures:
             self._failures = 0
+            self._pool.last_error = None
 
     def looked(self) -> None:
         """The backend answered a complete look."""
