@@ -31,8 +31,9 @@ POLL_SECONDS = 1.0  # steps come and go; the end of a wait is told at once
 class ProgressLine:
     """What goes on, on stderr."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, name: str) -> None:
         self._session = session
+        self._name = name
         self._console = console_for(sys.stderr)
         self._status: Status | None = None
         self._said = ""
@@ -44,7 +45,7 @@ class ProgressLine:
 
     def __enter__(self) -> Self:
         if self.live:
-            self._status = self._console.status(Text("waiting"))
+            self._status = self._console.status(Text(clean(f"waiting for {self._name}")))
             self._status.start()
         return self
 
@@ -76,7 +77,7 @@ def follow(
     """Waits, shows the workspace, and leaves the command with 0, 9 or 10."""
     typed = session.typed(name)
     session.follow_up = f"{typed} goes on without this command. Follow it: workspace wait {typed}"
-    with ProgressLine(session) as progress:
+    with ProgressLine(session, typed) as progress:
         result = session.client.wait(
             name,
             wanted,

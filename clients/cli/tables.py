@@ -1,7 +1,7 @@
 """Tables for people, at any width: columns without a value are left out, no column is cut inside a word.
 
 Moments are local time, short, with the offset in the column's head where all of the table share one. On a
-terminal too narrow for that, prose wraps at words, then what else has spaces; where even that is too wide, each
+terminal too narrow for that, prose wraps at words, then heads and moments; where even that is too wide, each
 row becomes a block of lines. Decides nothing about what a table says.
 """
 
@@ -34,11 +34,10 @@ class _Column:
         return max(cell_len(text) for text in (self.head, *(cell.plain for cell in self.cells)))
 
     def narrowest(self, least: int) -> int:
-        """The width that cuts no word, `least` or more; of what may not be wrapped its whole width."""
-        if not (self.prose or self.moments):
-            return self.width
-        words = [word for cell in self.cells for word in cell.plain.split()]
-        return min(self.width, max(least, cell_len(self.head), *(cell_len(word) for word in words), 0))
+        """The width that cuts no word, `least` or more; other cells than prose and moments are not wrapped."""
+        wraps = self.prose or self.moments
+        parts = [part for cell in self.cells for part in (cell.plain.split() if wraps else [cell.plain])]
+        return min(self.width, max(least, *map(cell_len, [*self.head.split(), *parts])))
 
 
 class Table:

@@ -148,10 +148,19 @@ def test_ctrl_c_leaves_quietly_and_says_how_to_follow(
 
 
 def test_ctrl_c_before_the_answer_gives_the_id_to_repeat_with(
-    broker: FakeBroker, interrupt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+    broker: FakeBroker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    interrupt("CreateWorkspace")
-    assert run(CREATE) == 130
+    answer = threading.Event()
+
+    def press(method: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        answer.wait()
+
+    broker.on_call = press
+    try:
+        assert run(CREATE) == 130
+    finally:
+        answer.set()
     shown = capsys.readouterr().err
     assert f"--request-id {broker.asked('CreateWorkspace')[0].request_id}" in shown
 
