@@ -49,10 +49,7 @@ def _judge(
     if attempt.placed is not None:
         for case, placed, value in zip(attempt.cases, attempt.placed, attempt.scores, strict=True):
             if case.pool not in verdicts or case.pool == attempt.candidate:
-                nodes = sum(map(len, placed))
-                verdicts[case.pool] = [
-                    Verdict(pool=case.pool, outcome=Outcome.FITS, score=value, nodes_fit=nodes, host_total=_hosts(case))
-                ]
+                verdicts[case.pool] = [_fits(case, sum(map(len, placed)), value)]
         return Outcome.FITS, attempt.start
     undecided = [attempt.undecided] * len(attempt.cases)
     outcomes = [_outcome_alone(attempt, position, search_limit, undecided) for position in range(len(attempt.cases))]
@@ -76,9 +73,7 @@ def _judge(
             continue
         outcome = outcomes[position]
         if outcome is Outcome.FITS:
-            verdicts[case.pool] = [
-                Verdict(pool=case.pool, outcome=outcome, nodes_fit=sum(case.counts), host_total=_hosts(case))
-            ]
+            verdicts[case.pool] = [_fits(case, sum(case.counts))]
             continue
         reasons = [*attempt.closed[position], *extra]
         if undecided[position] and outcome is Outcome.NOT_NOW:
