@@ -134,8 +134,10 @@ class Observer:
         async with self._looking:
             asked = self._clock.monotonic()
             inventory = await self._driver.call("inventory", self.pool.backend.inventory)
+            known = self.pool.inventory.warnings if self.pool.inventory is not None else ()
             for warning in inventory.warnings:
-                log.warning("pool=%s warning=%s", self.pool.name, warning)
+                if warning not in known:
+                    log.warning("pool=%s warning=%s", self.pool.name, warning)
             self.pool.learn(inventory, self._clock.now())
             self._breaker.looked()
             changed = await self._conclude(inventory.nodes, asked)

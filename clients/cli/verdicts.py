@@ -65,7 +65,7 @@ def shows_all_hosts(verdicts: Collection[PlacementVerdict]) -> bool:
         if _is_host(verdict):
             hosts[pool] = hosts.get(pool, 0) + 1
         else:
-            known[pool] = max((reason.host_count for reason in verdict.reasons), default=0)
+            known[pool] = verdict.host_total
     return all(hosts.get(pool, 0) >= min(count, MOST_HOSTS) for pool, count in known.items())
 
 
