@@ -17,7 +17,7 @@ from clients import errors
 from clients.amounts import format_duration, rounded_up
 from clients.cli.fields import sentences
 from clients.cli.render import clean, plain
-from clients.cli.verdicts import earliest_start, headline, shows_all_hosts, verdict_table
+from clients.cli.verdicts import earliest_start, headline, left_out, shows_all_hosts, verdict_table
 from clients.errors import BrokerError
 from clients.names import short_name
 from clients.transport import proxy_for
@@ -132,7 +132,7 @@ def explain(
 def _happened(error: BrokerError, server: str, one_set: bool) -> list[RenderableType]:
     if error.verdicts:  # the message says the same as they do, in the broker's units and time
         outcome = min(verdict.outcome for verdict in error.verdicts if "/hosts/" not in verdict.resource_name)
-        return [f"Error: {headline(outcome, error.verdicts)}", verdict_table(error.verdicts)]
+        return [f"Error: {headline(outcome, error.verdicts)}", verdict_table(error.verdicts), *left_out(error.verdicts)]
     if error.reason == "FIELD_INVALID" and error.violations:
         bad = list(sentences(error.violations, one_set=one_set))
         if len(bad) == 1:

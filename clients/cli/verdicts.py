@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
@@ -58,15 +59,24 @@ def verdict_table(verdicts: Iterable[PlacementVerdict]) -> Table:
 
 def shows_all_hosts(verdicts: Collection[PlacementVerdict]) -> bool:
     """Whether a check would name no host more than these."""
-    hosts: dict[str, int] = {}
-    known: dict[str, int] = {}
+    return all(shown >= min(total, MOST_HOSTS) for _, shown, total in _hosts_shown(verdicts))
+
+
+def left_out(verdicts: Collection[PlacementVerdict]) -> list[RenderableType]:
+    """A line for each pool of which some hosts are shown and others are not."""
+    return [
+        clean(f"{shown} of the {total} hosts of {short_name(pool)} are shown, those nearest to fitting.")
+        for pool, shown, total in _hosts_shown(verdicts)
+        if 0 < shown < total
+    ]
+
+
+def _hosts_shown(verdicts: Collection[PlacementVerdict]) -> Iterator[tuple[str, int, int]]:
+    """Each pool, how many of its hosts are among the verdicts, and how many it has."""
+    hosts = Counter(_pool(verdict) for verdict in verdicts if _is_host(verdict))
     for verdict in verdicts:
-        pool = _pool(verdict)
-        if _is_host(verdict):
-            hosts[pool] = hosts.get(pool, 0) + 1
-        else:
-            known[pool] = verdict.host_total
-    return all(hosts.get(pool, 0) >= min(count, MOST_HOSTS) for pool, count in known.items())
+        if not _is_host(verdict):
+            yield verdict.resource_name, hosts[verdict.resource_name], verdict.host_total
 
 
 def earliest_start(verdicts: Iterable[PlacementVerdict]) -> datetime | None:
@@ -142,4 +152,4 @@ def headline(outcome: int, verdicts: Iterable[PlacementVerdict]) -> str:
 
 def check_view(answer: CheckPlacementResponse) -> list[RenderableType]:
     """A whole check: the outcome and the verdicts."""
-    return [headline(answer.outcome, answer.verdicts), verdict_table(answer.verdicts)]
+    return [headline(answer.outcome, answer.verdicts), verdict_table(answer.verdicts), *left_out(answer.verdicts)]

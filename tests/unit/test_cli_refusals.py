@@ -106,7 +106,7 @@ def verdicts() -> list[Verdict]:
         resolvable=True,
         host_count=3,
     )
-    pool = Verdict(resource_name="pools/lab", outcome=Verdict.OUTCOME_NOT_NOW, reasons=[short])
+    pool = Verdict(resource_name="pools/lab", outcome=Verdict.OUTCOME_NOT_NOW, reasons=[short], host_total=3)
     pool.earliest_start_time.FromDatetime(MOMENT)
     return [host, pool]
 
@@ -143,23 +143,23 @@ def test_a_refused_create_says_why_host_by_host_and_what_to_do(
     assert pool.startswith("lab NOT NOW not enough memory, on 3 hosts 8 GiB at most 4 GiB ")
     assert host == "lab/xen-1 NEVER not enough cpu 8 cores 1.5 cores"
     assert more == "cordoned by an operator; waiting may help"
-    assert lines[5] == "To see more hosts use: workspace check --pool lab --image 'debian 12' --cpu 8"
-    assert lines[6].startswith("To reserve it from then on add: --start 2026-03-01T")
+    assert lines[5] == "1 of the 3 hosts of lab are shown, those nearest to fitting."
+    assert lines[6] == "To see more hosts use: workspace check --pool lab --image 'debian 12' --cpu 8"
+    assert lines[7].startswith("To reserve it from then on add: --start 2026-03-01T")
 
 
 def test_hosts_stand_by_name_within_an_outcome_under_their_pool(
     broker: FakeBroker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = Reason(code=Reason.CODE_INSUFFICIENT_RESOURCE, resource="cpu", requested=8000, available=1, host_count=4)
+    short = Reason(code=Reason.CODE_INSUFFICIENT_RESOURCE, resource="cpu", requested=8000, available=1)
     never, not_now = Verdict.OUTCOME_NEVER, Verdict.OUTCOME_NOT_NOW
     order = [("b", never), ("b/hosts/n-1", never), ("a/hosts/n-10", not_now), ("a/hosts/n-2", never), ("a", not_now)]
     order += [("a/hosts/n-9", not_now), ("a/hosts/n-1", never)]
     found = [Verdict(resource_name=f"pools/{name}", outcome=outcome) for name, outcome in order]
     for verdict in found:
         verdict.reasons.add().CopyFrom(short)
-        verdict.reasons[0].host_count = (
-            0 if "/" in verdict.resource_name[6:] else 4 if verdict.outcome == not_now else 1
-        )
+        if "/" not in verdict.resource_name.removeprefix("pools/"):
+            verdict.host_total = 4 if verdict.outcome == not_now else 1
     failure = PlacementFailure(verdicts=found)
     retry = error_details_pb2.RetryInfo(retry_delay={"seconds": 7199, "nanos": 5})
     status = refusal(CODE.RESOURCE_EXHAUSTED, "NO_CAPACITY", "no room", failure, retry)
