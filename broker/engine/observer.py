@@ -162,7 +162,9 @@ class Observer:
         doubted = len(missing) > MANY_MISSING and len(missing) * 10 > len(live) and not missing <= self._missing_before
         self._missing_before = missing
         if not doubted:
-            seen.update(zip(missing, await asyncio.gather(*map(self._ask_for, missing)), strict=True))
+            asked_for = tuple(missing)
+            answers = await asyncio.gather(*map(self._ask_for, asked_for))
+            seen.update((key, each) for key, each in zip(asked_for, answers, strict=True) if each is not None)
         self._seen, self._seen_at = seen, self._clock.now()
         return self.apply({key: each for key, each in seen.items() if self._is_news(key, each, asked)})
 
@@ -207,11 +209,14 @@ class Observer:
         """When a node was last seen; None where the last look did not see it."""
         return self._seen_at if key in self._seen else None
 
-    async def _ask_for(self, key: NodeKey) -> ObservedNode:
-        """Asks for one VM that a document did not have."""
+    async def _ask_for(self, key: NodeKey) -> ObservedNode | None:
+        """Asks for one VM that a document did not have; None where the question got no answer, which says nothing."""
         workspace = self._book.workspaces[key[0]]
         node = workspace.nodes[key[1]]
-        return await self._driver.queued("find", lambda: self._driver.find(workspace, node))
+        try:
+            return await self._driver.queued("find", lambda: self._driver.find(workspace, node))
+        except BackendError:
+            return None
 
     def _made(self, key: NodeKey) -> bool:
         """Whether a VM of the node should be there at all."""
