@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import metadata
-from queue import Empty, SimpleQueue
 from typing import NoReturn
 
 import click
@@ -84,39 +83,49 @@ def run(arguments: Sequence[str]) -> int:
     session = Session()
     if threading.current_thread() is not threading.main_thread() or _ignored(signal.SIGINT):
         return _run(session, arguments)
-    happened: SimpleQueue[_Ended | None] = SimpleQueue()  # whose put() is fit for a signal handler
-    worker = threading.Thread(target=_work, args=(session, arguments, happened), name=WORKER, daemon=True)
-    before = signal.signal(signal.SIGINT, lambda *_: happened.put(None))
-    try:
-        worker.start()
-        ended = happened.get()
-        if ended is None and session.interrupt():
-            with suppress(Empty):  # or Ctrl-C again: then at once
-                ended = happened.get(timeout=PATIENCE_SECONDS)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if ended is None:
+    ended: list[int | BaseException] = []
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        worker = threading.Thread(target=_work, args=(session, arguments, ended, theirs), name=WORKER, daemon=True)
+        # A signal wakes a read however it falls; a wait for a lock sleeps on if it falls just before.
+        fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        before = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            worker.start()
+            if _woken(ours) == signal.SIGINT and session.interrupt():
+                ours.settimeout(PATIENCE_SECONDS)  # or Ctrl-C again: then at once
+                with suppress(TimeoutError):
+                    _woken(ours)
+        finally:
+            signal.signal(signal.SIGINT, before)
+            signal.set_wakeup_fd(fd)
+    if not ended:
         return _interrupted(session)
     worker.join()
-    if isinstance(ended.result, BaseException):
-        raise ended.result
-    return ended.result
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    result: int | BaseException
+    if isinstance(ended[0], BaseException):
+        raise ended[0]
+    return ended[0]
 
 
 def _ignored(number: signal.Signals) -> bool:
     return signal.getsignal(number) in (signal.SIG_IGN, None)
 
 
-def _work(session: Session, arguments: Sequence[str], happened: SimpleQueue[_Ended | None]) -> None:
+def _woken(wakes: socket.socket) -> int:
+    """Waits for SIGINT, or 0: the command has ended. Others who handle signals here are not for us."""
+    while (number := wakes.recv(1)[0]) not in (0, signal.SIGINT):
+        pass
+    return number
+
+
+def _work(session: Session, arguments: Sequence[str], ended: list[int | BaseException], wakes: socket.socket) -> None:
     try:
-        happened.put(_Ended(_run(session, arguments)))
+        ended.append(_run(session, arguments))
     except BaseException as error:  # raised again where the thread is waited for
-        happened.put(_Ended(error))
+        ended.append(error)
+    with suppress(OSError):  # nobody waits any more
+        wakes.send(b"\0")
 
 
 def _run(session: Session, arguments: Sequence[str]) -> int:
