@@ -28,13 +28,16 @@ from broker.store.base import Row, Store, Table
 REVISION_KEY: Final = "revision"
 COMPACTED_KEY: Final = "compacted_revision"
 RESOURCES: Final = ("cpu", "memory", "disk")
+CALL_DECIDED: Final = "call/decided"  # fault points, see engine/fault_points.py: accepted and not durable,
+CALL_DURABLE: Final = "call/durable"  # durable and not answered
 
 
 class Transaction:
     """Changes that belong together. Reads of the book see them at once."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, *, awaited: bool) -> None:
         self._book = book
+        self._awaited = awaited
         self._revision = book.revision
         self._generations = dict(book.generations)
         self._before: dict[tuple[Table, Hashable], object] = {}  # what stood there before, for taking back
@@ -90,7 +93,11 @@ class Transaction:
     async def durable(self) -> None:
         """Returns when the transaction would survive a power cut. Raises BrokerError STORE_UNAVAILABLE."""
         if self._durable is not None:
+            if self._awaited:
+                self._book.fault_point(CALL_DECIDED)
             await asyncio.shield(self._durable)
+            if self._awaited:
+                self._book.fault_point(CALL_DURABLE)
 
     def _write(self, table: Table, key: Hashable, value: object) -> None:
         before = self._book._replace(table, key, value)
@@ -123,8 +130,12 @@ class Book:
         """The tasks of each pool."""
         self.on_task: Callable[[Task], None] = lambda task: None
         """Called with each task that a durable transaction wrote."""
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called when memory went back to what is durable: what acted on the rest has to look again."""
         self.on_workspace: list[Callable[[Workspace], None]] = []
         """Called with each workspace that a durable transaction wrote."""
+        self.fault_point: Callable[[str], None] = lambda point: None
+        """Called between the decision of a call, its being durable, and its answer."""
         self.live_nodes: defaultdict[str, set[NodeKey]] = defaultdict(set)
         """The nodes of each pool that are not final."""
         self._uids: dict[tuple[str, str], str] = {}
@@ -187,7 +198,7 @@ class Book:
 
         `awaited`: a caller waits for it, so that it need not wait for others unless there are some.
         """
-        transaction = Transaction(self)
+        transaction = Transaction(self, awaited=awaited)
         try:
             yield transaction
         except BaseException:
@@ -229,6 +240,7 @@ class Book:
         for transaction in reversed(self._unconfirmed):
             transaction._take_back()
         self._unconfirmed.clear()
+        self.on_lost()
 
     def _records(self, table: Table) -> dict[Any, Any]:
         match table:

@@ -31,7 +31,7 @@ from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Failure, Reason
 from broker.core.model import Node, NodeKey, Notice, NoticeKind, Task, Workspace
 from broker.engine.breaker import Breaker
-from broker.engine.fault_points import FaultPoint, Moment, point_of
+from broker.engine.fault_points import LEAVING, FaultPoint, Moment, point_of
 from broker.engine.nodes import node_spec
 from broker.engine.retry import Interrupted, RetryPolicy, call_with_retries, interrupted_sleep
 from broker.engine.starts import Starts
@@ -60,6 +60,8 @@ class _Running:
     job: asyncio.Task[None] | None = None
     task: Task | None = None
     interrupt: asyncio.Event = field(default_factory=asyncio.Event)
+    rounds: int = 0  # budgets spent in a row
+    doubted: bool = False  # a call was made, and what became of it could not be written down
 
 
 class Driver:
@@ -145,7 +147,6 @@ class Driver:
         return answer
 
     async def _work(self, key: NodeKey, running: _Running) -> None:
-        rounds = 0
         try:
             while (task := self._book.tasks.get(key)) is not None and task.step is not None:
                 running.task = task
@@ -157,18 +158,9 @@ class Driver:
                     self._starts.failed(task, "it took too long", host_fault=False, reason=Reason.TASK_TIMEOUT)
                     continue
                 try:
-                    await self._try(task, running.interrupt)
-                    rounds = 0
+                    await self._turn(task, running)
                 except Interrupted:
                     continue
-                except TransientBackendError as error:
-                    rounds += 1
-                    await self._budget_spent(task, error, rounds, running.interrupt)
-                except BackendRejected as error:
-                    rounds += 1
-                    await self._rejected(task, error, rounds, running.interrupt)
-                except OutcomeUnknown as error:
-                    await self._unsure(task, error, running.interrupt)
                 except BrokerError as error:  # the store: nothing was changed, so the same again a little later
                     log.error("pool=%s workspace=%s node=%d error=%s", self.pool.name, *key, error)
                     await self._clock.sleep(error.retry_after or 1.0)
@@ -178,16 +170,32 @@ class Driver:
         finally:
             del self._running[key]
 
-    async def _try(self, task: Task, interrupt: asyncio.Event) -> None:
+    async def _turn(self, task: Task, running: _Running) -> None:
+        """One try, and what follows from how it went."""
+        try:
+            await self._try(task, running)
+            running.rounds, running.doubted = 0, False
+        except TransientBackendError as error:
+            running.rounds += 1
+            await self._budget_spent(task, error, running.rounds, running.interrupt)
+        except BackendRejected as error:
+            running.rounds += 1
+            await self._rejected(task, error, running.rounds, running.interrupt)
+        except OutcomeUnknown as error:
+            await self._unsure(task, error, running.interrupt)
+
+    async def _try(self, task: Task, running: _Running) -> None:
+        interrupt = running.interrupt
         workspace = self._book.workspaces[task.uid]
         node = workspace.nodes[task.index]
         ending = task.action == Action.TERMINATE
-        if task.unsure or (ending and not node.backend_id):
+        if task.action == Action.CREATE and node.target_host and task.position == 1:
+            # Whatever is found now is the VM that is left behind, never one of the next host.
+            await self._leave_host(task, workspace, node, interrupt)
+            return
+        if task.unsure or running.doubted or (ending and not node.backend_id):
             found = await self._retried(task, "find", lambda: self.find(workspace, node), interrupt)
             await self._settle(task, found)
-            return
-        if task.action == Action.CREATE and node.target_host and task.position == 1:
-            await self._leave_host(task, workspace, node, interrupt)
             return
         call = StepCall(
             step=Step(task.steps[task.position]),
@@ -200,7 +208,12 @@ class Driver:
             repeated=task.attempt > 1,
         )
         self._fault_point(point_of(task.action, call.step, Moment.BEFORE))
-        backend_id = await self._retried(task, call.step, lambda: self.pool.backend.perform(call), interrupt)
+        running.doubted = True
+        try:
+            backend_id = await self._retried(task, call.step, lambda: self.pool.backend.perform(call), interrupt)
+        except (TransientBackendError, BackendRejected, Interrupted):
+            running.doubted = False  # nothing happened
+            raise
         self._fault_point(point_of(task.action, call.step, Moment.CALLED))
         await self._advance(task, backend_id)
 
@@ -210,6 +223,8 @@ class Driver:
         if found.observation is not Observation.ABSENT:
             await interrupted_sleep(self._clock, self.pool.settings.retry.initial, interrupt)
             return
+        gone, moved = LEAVING
+        self._fault_point(gone)
         current = self._book.tasks.get(task.key)
         if current is None or not same_transition(current, task):
             return
@@ -221,6 +236,7 @@ class Driver:
             write(tx, workspace, nodes)
             tx.put_task(replace(current, steps=current.steps[1:], position=0, force=False))
         await tx.durable()
+        self._fault_point(moved)
 
     async def find(self, workspace: Workspace, node: Node) -> ObservedNode:
         """Asks the backend for this very VM."""
@@ -316,8 +332,9 @@ class Driver:
         elif task.step == Step.ALLOCATE and not absent:
             await self._advance(task, found.backend_id)
         else:
+            # It is tried again, and the backend is told that it is not the first time.
             with self._book.transaction() as tx:
-                tx.put_task(replace(current, unsure=False))
+                tx.put_task(replace(current, unsure=False, attempt=max(2, current.attempt)))
             await tx.durable()
 
     async def _found(self, task: Task, backend_id: str) -> None:

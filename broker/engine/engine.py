@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 from backends.base import BackendError
 from broker.book import Book
@@ -27,6 +28,9 @@ from broker.metrics import Metrics
 from broker.pools import Pool
 
 log = logging.getLogger(__name__)
+
+LOOK_AGAIN_AFTER: Final = 1.0
+"""Seconds until what the store could not keep is decided again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +80,12 @@ class Engine:
             breaker.on_change = lambda outage, observer=observer: self._outage(observer, outage)  # type: ignore[misc]
             observer.on_room = self.expiry.try_waiting
             self.work[name] = PoolWork(pool=pool, breaker=breaker, driver=driver, observer=observer)
+        self._clock = clock
+        self._lost = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         book.on_task = self._on_task
+        book.on_lost = self._lost.set
+        book.fault_point = fault_point
         book.on_workspace.append(self.expiry.watch)
 
     async def start(self) -> None:
@@ -87,8 +95,23 @@ class Engine:
             await work.pool.backend.open()
             self._loops.append(asyncio.create_task(work.observer.run(), name=f"observe {work.pool.name}"))
         self._loops.append(asyncio.create_task(self.expiry.run(), name="expiry"))
+        self._loops.append(asyncio.create_task(self._look_again(), name="look again"))
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Works on every task there is."""
         for task in list(self._book.tasks.values()):
             self._on_task(task)
+
+    async def _look_again(self) -> None:
+        """When the store has lost decisions, they are taken again a little later."""
+        while True:
+            await self._lost.wait()
+            await self._clock.sleep(LOOK_AGAIN_AFTER)
+            self._lost.clear()
+            self._take_up()
+            for workspace in self._book.workspaces.values():
+                self.expiry.watch(workspace)
 
     def _doubt_interrupted(self) -> None:
         """A step that was being tried when the broker stopped may have been carried out."""

@@ -1,13 +1,17 @@
 """The moments between two steps at which a broker may die: named, so that tests can let it die at each of them.
 
-A point costs one call of a function that does nothing. Every step of every action has three, and every action two more
-for its end; the names are made here alone, so that what is enumerated and what is passed cannot differ.
+A point costs one call of a function that does nothing. Every step of every action has three, every action two more
+for its end, and every call that changes something two between its decision and its answer; what is enumerated and what
+is passed cannot differ, because the names are made in one place each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
+from typing import Final
+
+from broker.book import CALL_DECIDED, CALL_DURABLE
 
 
 class Moment(StrEnum):
@@ -39,3 +43,10 @@ def enumerate_points(action: str, steps: Iterable[str]) -> list[str]:
         point_of(action, step, moment) for step in steps for moment in (Moment.BEFORE, Moment.CALLED, Moment.COMMITTED)
     ]
     return [*inside, point_of(action, "", Moment.SEEN), point_of(action, "", Moment.SETTLED)]
+
+
+LEAVING: Final = ("create/leave_host/before", "create/leave_host/committed")
+"""A node goes on at another host: its VM was seen gone, and that is durable."""
+
+CALLS: Final = (CALL_DECIDED, CALL_DURABLE)
+"""Those of every call that changes something."""

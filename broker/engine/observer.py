@@ -243,6 +243,7 @@ class Observer:
                 failure: Failure | None = None
                 cause: Cause | None = None
                 succeeded = False
+                saved: list[int] = []  # nodes to end once their disk is saved
                 later: list[Callable[[], None]] = []
                 for index, observed in observations.items():
                     node = nodes[index]
@@ -270,11 +271,13 @@ class Observer:
                     elif effect.do is not Do.KEEP:
                         later.append(lambda k=(uid, index), e=effect, o=observed: self._follow_up(k, e, o))  # type: ignore[misc]
                     if effect.do is Do.DONE and task is not None and task.terminate_after:
-                        later.append(lambda k=(uid, index): self._starts.terminate_node(k))  # type: ignore[misc]
+                        saved.append(index)
                 if nodes != list(workspace.nodes):
                     if succeeded:  # an error is cleared by the next success
                         workspace = replace(workspace, last_error=None)
                     written = write(tx, workspace, nodes, cause=cause, failure=failure, now=now)
+                    if saved:  # in the same transaction: a kill between the two would keep the node for ever
+                        written = self._starts.end_saved(tx, written, saved)
                     log.info(
                         "workspace=%s pool=%s state=%s revision=%d",
                         written.name,

@@ -8,7 +8,7 @@ verb that fails leaves its node where it was before, with the error.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -16,7 +16,7 @@ from backends.base import Action, Step
 from broker.book import Book, Transaction
 from broker.core.clock import Clock
 from broker.core.errors import Failure, Reason
-from broker.core.model import Cause, Node, NodeKey, State, Task, Workspace
+from broker.core.model import Cause, Node, State, Task, Workspace
 from broker.core.placement import Plan, plan
 from broker.engine.tasks import begin, write
 from broker.placing import hosts_of, nodes_again, rest_of_lease, snapshots_for_their_own
@@ -60,13 +60,9 @@ class Starts:
         """Takes a first start back whole; the workspace ends FAILED."""
         self._end(tx, workspace, {node.index for node in workspace.nodes if not node.state.final}, failure)
 
-    def terminate_node(self, key: NodeKey) -> None:
-        """Ends one node, as asked for together with saving its disk."""
-        workspace = self._book.workspaces.get(key[0])
-        if workspace is None or workspace.nodes[key[1]].state.final:
-            return
-        with self._book.transaction() as tx:
-            begin(tx, self._pools, workspace, {key[1]: Action.TERMINATE}, self._clock.now())
+    def end_saved(self, tx: Transaction, workspace: Workspace, indexes: Collection[int]) -> Workspace:
+        """Ends nodes, as asked for together with saving their disks."""
+        return begin(tx, self._pools, workspace, dict.fromkeys(indexes, Action.TERMINATE), self._clock.now())
 
     def _end(self, tx: Transaction, workspace: Workspace, indexes: set[int], failure: Failure) -> None:
         begin(
