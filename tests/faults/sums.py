@@ -27,7 +27,7 @@ _LOOKS: Final[Mapping[Workspace.State, frozenset[tuple[int, int]]]] = {
     Workspace.STATE_SUSPENDED: frozenset({(5, 0), (4, 0)}),
     Workspace.STATE_STOPPED: frozenset({(8, 0), (9, 0)}),
 }
-_EVERY: Final = tuple(value.number for value in State.DESCRIPTOR.values)[1:]
+_EVERY: Final = tuple(State.Value(name) for name in State.keys()[1:])
 _LET_GO: Final = frozenset({4, 9})  # STOPPED and UNDEPLOYED have no host
 
 Key = tuple[str, int]
@@ -121,7 +121,7 @@ def shown(client: Client) -> Shown:
     nodes: dict[Key, Node] = {}
     amounts: dict[Key, Amounts] = {}
     unsettled = []
-    for workspace in client.workspaces(tenant_name("-"), states=_EVERY)  # type: ignore[arg-type]  # numbers are what the enum is:
+    for workspace in client.workspaces(tenant_name("-"), states=_EVERY):
         for node in workspace.nodes:
             if node.state in FINAL:
                 continue

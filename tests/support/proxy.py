@@ -67,7 +67,8 @@ class Decision:
 class Judge:
     """Decides by a hash: of the calls, `share` are spoiled, each kind as often as any other.
 
-    `longest`: seconds by which a call is delayed at most, most of them much less. One in twenty delays holds the answer for `too_late`.
+    `longest`: seconds by which a call is delayed at most, most of them much less. One in twenty delays holds the answer
+    for `too_late`, when nobody waits for it any more.
     """
 
     def __init__(self, seed: int, *, share: float = 0.2, longest: float = 0.06, too_late: float = 0.0) -> None:
