@@ -18,7 +18,7 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, seed, settings
@@ -120,34 +120,47 @@ def ticks() -> st.SearchStrategy[int]:
     return st.integers(0, 60)
 
 
-node_sets = st.lists(
-    st.builds(
-        lambda count, least, cpu, memory, disk, nic, placement, save_as: NodeSet(
-            count=count,
-            min_count=min(least, count),
-            amounts={"cpu": cpu, "memory": memory} | ({"disk": disk} if disk else {}),
-            nics=(Nic(network="net"),) if nic else (),
-            placement=placement,
-            save_as=save_as,
-        ),
-        count=st.integers(1, 4),
-        least=st.integers(0, 2),
-        cpu=st.sampled_from((500, 1000, 2000)),
-        memory=st.sampled_from((256, 1000)),
-        disk=st.sampled_from((0, 100, 300)),
-        nic=st.booleans(),
-        placement=st.sampled_from((None, None, Placement.ONE_PER_HOST, Placement.SPREAD)),
-        save_as=st.sampled_from(("", "kept")),
-    ),
-    min_size=1,
-    max_size=2,
-)
+class SetWish(NamedTuple):
+    """What is drawn for a node set."""
 
+    number: int
+    least: int
+    cpu: int
+    memory: int
+    disk: int
+    nic: bool
+    placement: str
+    save_as: str
+
+    def node_set(self, name: str, nic: bool) -> NodeSet:
+        """The set as it is asked for."""
+        return NodeSet(
+            name=name,
+            count=self.number,
+            min_count=min(self.least, self.number),
+            amounts={"cpu": self.cpu, "memory": self.memory} | ({"disk": self.disk} if self.disk else {}),
+            nics=(Nic(network="net"),) if self.nic and nic else (),
+            placement=Placement[self.placement] if self.placement else None,
+            save_as=self.save_as,
+        )
+
+
+set_wishes: Final = st.builds(
+    SetWish,
+    number=st.sampled_from((1, 1, 2, 2, 3, 4)),
+    least=st.integers(0, 2),
+    cpu=st.sampled_from((500, 500, 1000, 2000)),
+    memory=st.sampled_from((256, 256, 1000)),
+    disk=st.sampled_from((0, 100, 300)),
+    nic=st.sampled_from((False, False, True)),
+    placement=st.sampled_from(("", "", "ONE_PER_HOST", "SPREAD")),
+    save_as=st.sampled_from(("", "kept")),
+)
 
 wishes: Final[st.SearchStrategy[dict[str, Any]]] = st.fixed_dictionaries(
     {
         "tenant": st.sampled_from(TENANTS),
-        "sets": node_sets,
+        "sets": st.lists(set_wishes, min_size=1, max_size=2),
         "pool": st.sampled_from(("alpha", "beta", "")),
         "duration": st.sampled_from((*DURATIONS, None)),
         "later": st.sampled_from((None, None, None, 60, 3600, 7200)),
@@ -169,6 +182,9 @@ asks: Final[st.SearchStrategy[dict[str, Any]]] = st.fixed_dictionaries(
     }
 )
 """What is drawn for a verb."""
+
+pauses: Final = st.sampled_from((0.0, 0.0, 2.0, 30.0, 200.0))
+"""Seconds that pass after a call."""
 
 
 class BrokerMachine(RuleBasedStateMachine):
@@ -217,8 +233,9 @@ class BrokerMachine(RuleBasedStateMachine):
         in_flight=st.sampled_from((1, 8)),
         capabilities=st.sampled_from(("", COLD)),
         history=st.sampled_from((3, 1000)),
+        first=st.lists(wishes, min_size=1, max_size=3),
     )
-    def begin(self, **values: object) -> None:
+    def begin(self, first: list[dict[str, Any]], **values: object) -> None:
         self.rig = Rig(Path(self.folder.name), CONFIGURATION.format(**values))
         self.laws = Rules(self.rig)
         for name in ("broker", "backends", "asyncio"):
@@ -230,6 +247,9 @@ class BrokerMachine(RuleBasedStateMachine):
             self.laws.watcher.resume(self.rig)
 
         self.run(start())
+        for wish in first:
+            self._create(wish, twins=False)
+        self.run(self._pass(60.0))
 
     def teardown(self) -> None:
         try:
@@ -276,7 +296,7 @@ class BrokerMachine(RuleBasedStateMachine):
     def _create_request(
         self,
         tenant: str,
-        sets: list[NodeSet],
+        sets: list[SetWish],
         pool: str,
         duration: int | None,
         later: int | None,
@@ -286,11 +306,9 @@ class BrokerMachine(RuleBasedStateMachine):
     ) -> CreateRequest:
         self.names += 1
         now = self.rig.clock.now()
-        if pool == "alpha":  # it takes any network; beta's are few
-            sets = [replace(each, nics=()) for each in sets]
-        sets = [replace(each, name=f"set{place}") for place, each in enumerate(sets)]
         wanted = WorkspaceRequest(
-            node_sets=tuple(sets),
+            # alpha takes any network, beta's addresses are few
+            node_sets=tuple(each.node_set(f"set{place}", pool != "alpha") for place, each in enumerate(sets)),
             pool=pool,
             terms=Terms(
                 start_time=now + timedelta(seconds=later) if later is not None else None,
@@ -308,8 +326,12 @@ class BrokerMachine(RuleBasedStateMachine):
             digest=f"{wanted}",
         )
 
-    @rule(wish=wishes, twins=st.booleans())
-    def create(self, wish: dict[str, Any], twins: bool) -> None:
+    @rule(wish=wishes, twins=st.booleans(), seconds=pauses)
+    def create(self, wish: dict[str, Any], twins: bool, seconds: float) -> None:
+        self._create(wish, twins)
+        self.run(self._pass(seconds))
+
+    def _create(self, wish: dict[str, Any], twins: bool) -> None:
         request = self._create_request(**wish)
 
         async def step() -> None:
@@ -390,8 +412,13 @@ class BrokerMachine(RuleBasedStateMachine):
 
         self.run(step())
 
-    @rule(pick=picks(), ask=asks)
-    def verb(self, pick: int, ask: dict[str, Any]) -> None:
+    @rule(verbs=st.lists(st.tuples(picks(), asks, pauses), min_size=1, max_size=4))
+    def verbs(self, verbs: list[tuple[int, dict[str, Any], float]]) -> None:
+        for pick, ask, seconds in verbs:
+            self._verb(pick, ask)
+            self.run(self._pass(seconds))
+
+    def _verb(self, pick: int, ask: dict[str, Any]) -> None:
         workspace = self.workspace(pick)
         if workspace is None:
             return
@@ -569,26 +596,31 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @rule(
         pool=st.sampled_from(POOLS),
-        kind=st.sampled_from((FaultKind.TRANSIENT, FaultKind.REJECTED)),
-        read=st.sampled_from(("inventory", "observe", "find")),
+        what=st.sampled_from(("silent", "back", "hidden", "shown", "LOST", "DISABLED", "ACTIVE", "read", "stranger")),
+        pick=picks(),
         times=st.integers(1, 6),
     )
-    def fault_of_reading(self, pool: str, kind: FaultKind, read: str, times: int) -> None:
-        self.rig.fail(pool, kind, read, "", times, 1)
-        self.count(f"fault of {read}")
+    def befall(self, pool: str, what: str, pick: int, times: int) -> None:
+        host = HOSTS[pool][pick % len(HOSTS[pool])]
+        match what:
+            case "silent" | "back":
+                self.rig.set_silent(pool, what == "silent")
+            case "hidden" | "shown":
+                self.rig.set_hidden(pool, what == "hidden")
+            case "read":
+                kind = FaultKind.REJECTED if times == 3 else FaultKind.TRANSIENT
+                self.rig.fail(pool, kind, ("inventory", "observe", "find")[pick % 3], "", times, 1)
+            case "stranger":
+                self._stranger(pool, host, f"stray{pick}", ours=times < 3)
+            case _:
+                self.rig.backend(pool).by_hand.set_host(host, HostState(what))
+        self.count(f"befell {what}")
 
-    @rule(pool=st.sampled_from(POOLS), what=st.sampled_from(("silent", "back", "hidden", "shown")))
-    def silence(self, pool: str, what: str) -> None:
-        if what in ("silent", "back"):
-            self.rig.set_silent(pool, what == "silent")
-        else:
-            self.rig.set_hidden(pool, what == "hidden")
-        self.count(f"pool {what}")
-
-    @rule(pool=st.sampled_from(POOLS), pick=picks(), state=st.sampled_from(list(HostState)))
-    def host(self, pool: str, pick: int, state: HostState) -> None:
-        self.rig.backend(pool).by_hand.set_host(HOSTS[pool][pick % len(HOSTS[pool])], state)
-        self.count(f"host {state}")
+    def _stranger(self, pool: str, host: str, uid: str, ours: bool) -> None:
+        if len(self.laws.strays) < 2:
+            identity = Identity(broker_id=self.rig.broker_id if ours else "another", workspace_uid=uid, node_index=0)
+            made = self.rig.backend(pool).by_hand.add_stray(identity, host, {"cpu": 500, "memory": 128})
+            self.laws.strays.add(f"{pool}/{made}")
 
     @rule(
         pool=st.sampled_from(POOLS),
@@ -620,22 +652,19 @@ class BrokerMachine(RuleBasedStateMachine):
                 hand.show(name, Observation.PAUSED)
         self.count(f"by hand {what}")
 
-    @rule(pool=st.sampled_from(POOLS), pick=picks(), ours=st.booleans())
-    def stranger(self, pool: str, pick: int, ours: bool) -> None:
-        if len(self.laws.strays) >= 2:
-            return
-        tag = self.rig.broker_id if ours else "another"
-        host = HOSTS[pool][pick % len(HOSTS[pool])]
-        identity = Identity(broker_id=tag, workspace_uid=f"stray{pick}", node_index=0)
-        amounts = {"cpu": 500, "memory": 128}
-        self.laws.strays.add(f"{pool}/{self.rig.backend(pool).by_hand.add_stray(identity, host, amounts)}")
-        self.count("strangers")
-
     # Time, and the broker's own life
 
-    @rule(seconds=st.sampled_from(LEAPS))
-    def time_passes(self, seconds: float) -> None:
-        self.run(self._pass(seconds))
+    @rule(seconds=st.sampled_from(LEAPS), clock=st.sampled_from((0, 0, 0, 0, -7200, -120, -10, 10, 120, 7200)))
+    def time_passes(self, seconds: float, clock: int) -> None:
+        """Time passes; and, `clock`, somebody sets the wall clock."""
+
+        async def step() -> None:
+            if clock:
+                self.rig.clock.set(self.rig.clock.now() + timedelta(seconds=clock))
+                self.count("clock steps")
+            await self._pass(seconds)
+
+        self.run(step())
         self.count("time passes")
 
     async def _pass(self, seconds: float) -> None:
@@ -645,15 +674,6 @@ class BrokerMachine(RuleBasedStateMachine):
         leaps = 20
         for _ in range(leaps if seconds > exact else 0):
             await self.rig.clock.leap((seconds - exact) / leaps)
-
-    @rule(seconds=st.sampled_from((-7200, -120, -10, 10, 120, 7200)))
-    def clock_steps(self, seconds: int) -> None:
-        async def step() -> None:
-            self.rig.clock.set(self.rig.clock.now() + timedelta(seconds=seconds))
-            await self.rig.clock.advance(1.0)
-
-        self.run(step())
-        self.count("clock steps")
 
     @rule(orderly=st.booleans(), down=st.sampled_from((0.0, 0.0, 30.0, 5000.0)))
     def restart(self, orderly: bool, down: float) -> None:
