@@ -71,6 +71,16 @@ def host_name(host: str) -> str:
     return f"{pool_name(pool)}/hosts/{quote(own, safe='')}"
 
 
+def stray_name(stray: str) -> str:
+    """`pools/{pool}/strays/{stray}`, of POOL/ID or a full name."""
+    if re.fullmatch(r"pools/[^/]+/strays/[^/]+", stray):
+        return stray
+    pool, slash, own = stray.partition("/")
+    if not (pool and slash and own):
+        raise ValueError(f"{stray!r} names no stray; write POOL/ID, as `workspace strays POOL` lists them")
+    return f"{pool_name(pool)}/strays/{quote(own, safe='')}"
+
+
 def short_name(name: str, tenant: str = "") -> str:
     """What a person would type for a full name: POOL, POOL/HOST, or W where it belongs to `tenant`."""
     parts = [unquote(part) for part in name.split("/")]

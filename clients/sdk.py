@@ -30,7 +30,7 @@ from google.rpc import status_pb2
 from workspacebroker.v1 import pool_service_pb2 as pool_api
 from workspacebroker.v1 import tenant_service_pb2 as tenant_api
 from workspacebroker.v1 import workspace_service_pb2 as api
-from workspacebroker.v1.resources_pb2 import Host, Image, Network, Pool, Tenant, Workspace
+from workspacebroker.v1.resources_pb2 import Host, Image, LeaseTerms, Network, Pool, Tenant, Workspace
 
 from clients.aio import AsyncClient
 from clients.errors import BrokerError, RevisionCompacted, TransportError, Unavailable, from_rpc_error, from_status
@@ -399,6 +399,18 @@ class Client:
     def strays(self, parent: str) -> Iterator[pool_api.Stray]:
         """VMs of this broker's that belong to no workspace."""
         return self._items(pool_api.ListStraysRequest(parent=parent, page_size=PAGE), "strays")
+
+    def end_stray(self, name: str) -> None:
+        """Has the backend remove a stray."""
+        self.call(pool_api.ResolveStrayRequest(name=name, action=pool_api.ResolveStrayRequest.ACTION_END))
+
+    def adopt_stray(self, name: str, parent: str, terms: LeaseTerms) -> Workspace:
+        """Makes a stray a workspace of a tenant, under a lease that begins now."""
+        request = pool_api.ResolveStrayRequest(
+            name=name, action=pool_api.ResolveStrayRequest.ACTION_ADOPT, parent=parent, terms=terms
+        )
+        answer: pool_api.ResolveStrayResponse = self.call(request)
+        return answer.workspace
 
     def refresh(self, name: str) -> pool_api.RefreshPoolResponse:
         """Has the broker look at a pool's backend now."""

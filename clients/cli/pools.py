@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import click
+from workspacebroker.v1.resources_pb2 import LeaseTerms
 
 from clients.cli.complete import HOST, POOL
 from clients.cli.render import clean
+from clients.cli.request import END_ACTION, LEASE, apply_terms
 from clients.cli.session import Command, Session, pass_session
 from clients.cli.tables import Table
 from clients.cli.views import (
@@ -20,8 +22,9 @@ from clients.cli.views import (
     stray_table,
     type_table,
     usage_table,
+    workspace_table,
 )
-from clients.names import host_name, pool_name, short_name
+from clients.names import host_name, pool_name, short_name, stray_name
 from clients.sdk import Client
 
 # What a pool holds: noun -> (help, its table, how to read it).
@@ -110,6 +113,36 @@ def drain(session: Session, host: str, suspend_rest: bool) -> None:
         session.say(clean(f"Cannot be moved and stay: {names}"))
 
 
+def _stray(text: str) -> str:
+    try:
+        return stray_name(text)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+@click.command("end-stray", cls=Command, example="workspace end-stray lab/1042")
+@click.argument("stray", metavar="POOL/ID")
+@pass_session
+def end_stray(session: Session, stray: str) -> None:
+    """Remove a stray VM for good, disks and all."""
+    session.client.end_stray(_stray(stray))
+    if not session.json:
+        session.say(f"{clean(stray)} is being removed; `workspace strays` lists it until it is gone.")
+
+
+@click.command("adopt-stray", cls=Command, example="workspace adopt-stray lab/1042 --duration 2d")
+@click.argument("stray", metavar="POOL/ID")
+@click.option("--duration", type=LEASE, help="Length of its lease, from now: 90m, 2h, or unlimited.")
+@click.option("--end-action", type=END_ACTION, help="What becomes of it when the lease ends.")
+@pass_session
+def adopt_stray(session: Session, /, stray: str, **flags: Any) -> None:
+    """Make a stray VM a workspace of the tenant."""
+    terms = LeaseTerms()
+    apply_terms(terms, flags)
+    adopted = session.client.adopt_stray(_stray(stray), session.parent, terms)
+    session.show(adopted, workspace_table([adopted], session.tenant))
+
+
 @click.command("usage", cls=Command, example="workspace usage --tenant physics")
 @pass_session
 def usage(session: Session) -> None:
@@ -127,5 +160,7 @@ SECTIONS: dict[str, list[click.Command]] = {
         _closing("uncordon", False, "Open a host or a whole POOL again."),
         drain,
         _CONTENT_COMMANDS["strays"],
+        adopt_stray,
+        end_stray,
     ],
 }

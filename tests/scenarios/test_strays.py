@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from workspacebroker.v1 import pool_service_pb2 as pools
 from workspacebroker.v1 import resources_pb2 as pb
 
 from backends.base import Identity, Observation
+from clients.cli.app import run
 from tests.scenarios.test_lifecycle import held, state_of, with_lab
 from tests.support.broker import TENANT, Running, reason_of, running
 
@@ -85,3 +87,19 @@ async def test_what_cannot_be_resolved_says_why(tmp_path: Path) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await broker.pools.ResolveStray(request)
             assert reason_of(refused.value) == reason
+
+
+async def test_the_command_line_ends_and_adopts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, QUICK) as broker:
+        monkeypatch.setenv("WORKSPACE_SERVER", f"127.0.0.1:{broker.port}")
+        first = await stray(broker, 0)
+        assert await asyncio.to_thread(run, ["adopt-stray", f"lab/{first.backend_id}", "--duration", "2h"]) == 0
+        assert "adopted-01234567-0" in capsys.readouterr().out
+        second = await stray(broker, 1)
+        assert await asyncio.to_thread(run, ["end-stray", f"lab/{second.backend_id}"]) == 0
+        await broker.eventually(
+            lambda: [vm.backend_id for vm in broker.backend().vms], lambda ids: ids == [first.backend_id]
+        )
+        assert await asyncio.to_thread(run, ["end-stray", "lab"]) == 2
