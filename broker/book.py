@@ -59,9 +59,9 @@ class Transaction:
     def forget(self, workspace: Workspace) -> None:
         """Removes a workspace's record and the request ids that go with it."""
         book = self._book
-        self._write(Table.WORKSPACES, workspace.uid, None)
         for key in book.requests_of(workspace.uid):
             self._write(Table.REQUESTS, key, None)
+        self._write(Table.WORKSPACES, workspace.uid, None)
         # What a removed record's revision stood for can no longer be told to a watcher.
         compacted = max(workspace.revision, int(book.settings.get(COMPACTED_KEY, "0")))
         self.set(REVISION_KEY, str(book.revision))

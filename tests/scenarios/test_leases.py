@@ -214,6 +214,7 @@ async def test_the_record_is_forgotten_a_week_after_the_end_and_its_name_is_free
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await broker.get(created.name)
         assert reason_of(refused.value) == "NOT_FOUND"
+        assert not broker.broker.book.requests  # the record's ids went with it
         assert (await broker.create(workspace_id="mine", request_id="once")).uid != created.uid
 
 
