@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -25,6 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import anyio._backends._asyncio  # noqa: F401  (httpx imports these two when it is first used)
+import httpcore  # noqa: F401
 import uvloop
 
 import backends.opennebula.adapter
@@ -105,6 +108,8 @@ class Nursery:
 
     def run(self) -> None:
         """Until standard input ends; then every child is killed."""
+        gc.collect()
+        gc.freeze()  # what is there already is shared with the children as long as nobody touches it
         wakes, woken = os.pipe()
         for end in (wakes, woken):
             os.set_blocking(end, False)
