@@ -89,7 +89,8 @@ class Session:
             try:
                 text = await asyncio.to_thread(self._file.read_text, encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise TransientBackendError(f"the session file {self._file} cannot be read: {error}") from error
+                why = error.strerror if isinstance(error, OSError) else error
+                raise TransientBackendError(f"the session file {self._file} cannot be read: {why}") from error
             self._text = text.strip()
             if not self._text:
                 raise TransientBackendError(f"the session file {self._file} is empty")
