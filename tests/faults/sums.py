@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pyone
 from workspacebroker.v1.resources_pb2 import Host, Node, Workspace
@@ -27,7 +27,7 @@ _LOOKS: Final[Mapping[Workspace.State, frozenset[tuple[int, int]]]] = {
     Workspace.STATE_SUSPENDED: frozenset({(5, 0), (4, 0)}),
     Workspace.STATE_STOPPED: frozenset({(8, 0), (9, 0)}),
 }
-_EVERY: Final = tuple(State.Value(name) for name in State.keys()[1:])
+_EVERY: Final = cast("tuple[State, ...]", tuple(State.values()[1:]))
 _LET_GO: Final = frozenset({4, 9})  # STOPPED and UNDEPLOYED have no host
 
 Key = tuple[str, int]
@@ -43,6 +43,7 @@ class SeenVm:
 
     vm_id: str
     name: str
+    broker: str
     key: Key | None
     look: tuple[int, int]
     host: str
@@ -110,6 +111,7 @@ def _seen(vm: Any) -> SeenVm:
     return SeenVm(
         vm_id=str(vm.ID),
         name=vm.NAME,
+        broker=tag["BROKER"] if tag else "",
         key=(tag["WORKSPACE"], int(tag["NODE"])) if tag else None,
         look=(vm.STATE, vm.LCM_STATE if vm.STATE == 3 else 0),
         host=history[-1].HOSTNAME if history and vm.STATE not in _LET_GO else "",
