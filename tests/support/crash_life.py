@@ -36,10 +36,6 @@ MOVING: Final = frozenset(value for name, value in STATE.items() if name.endswit
 LOST: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
 
 
-class Killed(Exception):
-    """The broker died under a call."""
-
-
 class Watch:
     """A watcher that resumes by revision: what it was told last of each workspace."""
 
@@ -74,15 +70,24 @@ class Watch:
 
 
 class Life:
-    """One state file, and a broker on it that dies at a point, once."""
+    """One state file, and a broker on it that dies at a point, once; or often, by `kill`, with clients at work."""
 
     def __init__(
-        self, nursery: Nursery, folder: Path, world: World, *, kill_at: str = "", nth: int = 1, trace: bool = False
+        self,
+        nursery: Nursery,
+        folder: Path,
+        world: World,
+        *,
+        kill_at: str = "",
+        nth: int = 1,
+        trace: bool = False,
+        at_work: bool = False,
     ) -> None:
         self.world = world
-        self.kill_at = kill_at
         self.deaths = 0
         self.process: Process | None = None
+        self._at_work = at_work
+        self._reviving = asyncio.Lock()
         self.trace = folder / "trace"
         self._nursery = nursery
         self._orders = Orders(
@@ -96,7 +101,7 @@ class Life:
         self._known: dict[str, str] = {}  # name: uid of every acknowledged workspace
         self._requests = 0
         self._watch = Watch()
-        self._channel: grpc.aio.Channel | None = None
+        self._channels: list[grpc.aio.Channel] = []
 
     async def __aenter__(self) -> Life:
         try:
@@ -111,37 +116,47 @@ class Life:
         await self._close()
 
     async def _close(self) -> None:
-        await self._disconnect()
+        await self._watch.stop()
+        for channel in self._channels:
+            await channel.close()
         if self.process is not None:
             await self.process.end(signal.SIGKILL)
-
-    async def _disconnect(self) -> None:
-        await self._watch.stop()
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
 
     # Brokers
 
     async def start(self, orders: Orders | None = None) -> None:
         """A broker on the state file as it is."""
-        await self._disconnect()
         plain = Orders(config=self._orders.config, errors=self._orders.errors)
-        self.process = await self._nursery.broker(orders or plain)
-        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{await self.process.port()}")
-        self.workspaces: Any = workspaces_grpc.WorkspaceServiceStub(self._channel)
-        self.pools: Any = pools_grpc.PoolServiceStub(self._channel)
+        process = await self._nursery.broker(orders or plain)
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{await process.port()}")
+        self._channels.append(channel)  # the dead one's is left open: a call on it fails by itself
+        self.process = process
+        self.workspaces: Any = workspaces_grpc.WorkspaceServiceStub(channel)
+        self.pools: Any = pools_grpc.PoolServiceStub(channel)
+        await self._watch.stop()
         self._watch.follow(self.workspaces)
 
-    async def restart(self) -> None:
-        """After a death: everything acknowledged is there, what was under way settles, and the sums hold."""
-        assert self.process is not None
-        code = await asyncio.wait_for(asyncio.shield(self.process.ended), PATIENCE)
-        assert code == -signal.SIGKILL, f"it ended with {code}: {self.words()}"
-        self.deaths += 1
-        assert self.deaths == 1, "it died twice"
-        await self.start()
-        await self.check()
+    async def kill(self) -> None:
+        """SIGKILL, now; then the next broker."""
+        process = self.process
+        assert process is not None
+        await process.end(signal.SIGKILL)
+        await self.revive(process)
+
+    async def revive(self, dead: Process) -> None:
+        """The next broker, if there is none yet. What was acknowledged is there; where nobody is at work, what was
+        under way settles, and the sums hold."""
+        async with self._reviving:
+            if self.process is not dead:
+                return
+            code = await asyncio.wait_for(asyncio.shield(dead.ended), PATIENCE)
+            assert code == -signal.SIGKILL, f"it ended with {code}: {self.words()}"
+            self.deaths += 1
+            assert self.deaths == 1 or self._at_work, "it died twice"
+            await self.start()
+            await self._refresh()
+        if not self._at_work:
+            await self.check()
 
     def words(self) -> str:
         """What the brokers said last."""
@@ -152,24 +167,15 @@ class Life:
     async def ask(self, call: str, request: Any) -> Any:
         """One call; asked again of the next broker where this one dies under it."""
         while True:
+            process = self.process
+            assert process is not None
+            stub = self.pools if hasattr(self.pools, call) else self.workspaces
             try:
-                return await self.once(call, request)
-            except Killed:
-                await self.restart()
-
-    async def once(self, call: str, request: Any) -> Any:
-        """One call. Raises Killed where the broker dies under it."""
-        stub = self.pools if hasattr(self.pools, call) else self.workspaces
-        try:
-            return await getattr(stub, call)(request, timeout=CALL_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            if error.code() in LOST and await self._died():
-                raise Killed from error
-            raise AssertionError(f"{call}: {error.code()} {error.details()}\n{self.words()}") from error
-
-    async def _died(self) -> bool:
-        assert self.process is not None
-        return bool((await asyncio.wait({self.process.ended}, timeout=2.0))[0])
+                return await getattr(stub, call)(request, timeout=CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in LOST or not await _died(process):
+                    raise AssertionError(f"{call}: {error.code()} {error.details()}\n{self.words()}") from error
+            await self.revive(process)
 
     async def create(self, **options: Any) -> str:
         """CreateWorkspace; the name."""
@@ -308,6 +314,10 @@ class Life:
         if told != listed:
             problems.append(f"the watcher knows {told}, listed are {listed}")
         return problems
+
+
+async def _died(process: Process) -> bool:
+    return bool((await asyncio.wait({process.ended}, timeout=2.0))[0])
 
 
 def _settled(workspace: pb.Workspace) -> bool:
