@@ -95,9 +95,13 @@ class Transaction:
         if self._durable is not None:
             if self._awaited:
                 self._book.fault_point(CALL_DECIDED)
-            await asyncio.shield(self._durable)
+            await self._written()
             if self._awaited:
                 self._book.fault_point(CALL_DURABLE)
+
+    async def _written(self) -> None:
+        if self._durable is not None:
+            await asyncio.shield(self._durable)
 
     def _write(self, table: Table, key: Hashable, value: object) -> None:
         before = self._book._replace(table, key, value)
@@ -181,7 +185,14 @@ class Book:
     async def settled(self) -> None:
         """Returns when all that was decided so far is durable. Raises BrokerError STORE_UNAVAILABLE."""
         if self._unconfirmed:
-            await self._unconfirmed[-1].durable()
+            await self._unconfirmed[-1]._written()
+
+    async def task_settled(self, key: NodeKey) -> None:
+        """Returns when a node's task, as it stands, is durable. Raises BrokerError STORE_UNAVAILABLE."""
+        for transaction in reversed(self._unconfirmed):
+            if (Table.TASKS, key) in transaction._before:
+                await transaction._written()
+                return
 
     @contextmanager
     def call(self) -> Iterator[None]:

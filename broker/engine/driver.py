@@ -152,12 +152,13 @@ class Driver:
                 running.task = task
                 running.interrupt.clear()
                 await self.pool.reachable.wait()
-                if self._book.tasks.get(key) is not task:
-                    continue
-                if task.deadline is not None and self._clock.now() >= task.deadline:
-                    self._starts.failed(task, "it took too long", host_fault=False, reason=Reason.TASK_TIMEOUT)
-                    continue
                 try:
+                    await self._book.task_settled(key)  # nothing is tried that a kill would make unsaid
+                    if self._book.tasks.get(key) is not task:
+                        continue
+                    if task.deadline is not None and self._clock.now() >= task.deadline:
+                        self._starts.failed(task, "it took too long", host_fault=False, reason=Reason.TASK_TIMEOUT)
+                        continue
                     await self._turn(task, running)
                 except Interrupted:
                     continue

@@ -82,6 +82,7 @@ class Life:
         nth: int = 1,
         trace: bool = False,
         at_work: bool = False,
+        state: Path | None = None,
     ) -> None:
         self.world = world
         self.deaths = 0
@@ -97,7 +98,10 @@ class Life:
             trace=str(self.trace) if trace else "",
             errors=str(folder / "stderr"),
         )
-        (folder / "broker.toml").write_text(f'[server]\nlisten = "127.0.0.1:0"\n{world.configuration()}')
+        self.state = state or folder / "broker.db"
+        (folder / "broker.toml").write_text(
+            f'[server]\nlisten = "127.0.0.1:0"\nstate = "{self.state}"\n{world.configuration()}'
+        )
         self._known: dict[str, str] = {}  # name: uid of every acknowledged workspace
         self._requests = 0
         self._watch = Watch()
