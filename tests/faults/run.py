@@ -30,6 +30,9 @@ from tests.support.process import BrokerProcess, broker_process
 from tests.support.proxy import FAULTS, Judge, Kind, Proxy
 
 SHARE: Final = 0.2
+ENDS: Final = frozenset({"TERMINATED", "kept", "FAILED"})
+"""How a life cycle may end; FAILED with a reason only, and rarely."""
+
 CALL_SECONDS: Final = 1.0
 TOO_LATE: Final = 1.4 * CALL_SECONDS
 """Seconds after which a held answer comes when nobody waits for it any more."""
@@ -79,6 +82,26 @@ class Result:
     vms_ever: int = 0
     wrong: list[str] = field(default_factory=list)
 
+    def take_calls(self, proxy: Proxy) -> None:
+        """What the proxy's log says so far."""
+        self.calls = proxy.counts()
+        self.calls_by_method = Counter(decision.method for decision in proxy.log)
+        self.spoiled_by_method = Counter(decision.method for decision in proxy.log if decision.kind is not Kind.PASSED)
+
+    def complaints(self) -> list[str]:
+        """What a run must not show: sums that differ, workspaces that failed for want of tries, too few faults."""
+        cycles, total = self.tally.cycles, self.calls.total()
+        found = list(self.wrong)
+        found += [f"{n} life cycles {how}" for how, n in self.tally.ended.items() if how not in ENDS]
+        if self.tally.ended["FAILED"] * 100 > cycles:
+            found.append(f"{self.tally.ended['FAILED']} of {cycles} workspaces FAILED")
+        if self.tally.failures.total() * 50 > cycles:
+            found.append(f"{self.tally.failures.total()} verbs and starts failed in {cycles} life cycles")
+        for kind in FAULTS:
+            if not 0.5 < self.calls[kind] / total / (SHARE / len(FAULTS)) < 1.5:
+                found.append(f"{kind}: {self.calls[kind]} of {total} calls")
+        return found
+
     def report(self) -> str:
         """The figures, for people."""
         total = self.calls.total()
@@ -100,7 +123,7 @@ class Result:
             f"  seen       {self.samples} looks by pyone on the way; {self.kept} VMs at the end, {self.vms_ever} ever",
         ]
         lines += [f"  ! {message[:400]}" for message in self.tally.messages[:20]]
-        lines += [f"  WRONG {line}" for line in self.wrong[:40]]
+        lines += [f"  WRONG {line}" for line in self.complaints()[:40]]
         return "\n".join(lines)
 
 
@@ -149,7 +172,11 @@ class Watch:
 
     def _run(self) -> None:
         while not self._done.wait(0.25):
-            front = self._observer.look()
+            try:
+                front = self._observer.look()
+            except Exception as error:
+                self.wrong.append(f"on the way: pyone failed: {error!r}")
+                return
             self.samples += 1
             self.wrong += [f"on the way: {line}" for line in (*front.overbooked(), *front.doubled())]
 
@@ -174,11 +201,7 @@ def run(folder: Path, *, seed: int, cycles: int, clients: int) -> Result:
             result.tally.add(tenant.tally)
             tenant.close()
         result.samples, result.wrong = watch.samples, list(watch.wrong)
-        result.calls = where.proxy.counts()
-        result.calls_by_method = Counter(decision.method for decision in where.proxy.log)
-        result.spoiled_by_method = Counter(
-            decision.method for decision in where.proxy.log if decision.kind is not Kind.PASSED
-        )
+        result.take_calls(where.proxy)
         result.wrong += [f"the proxy itself failed: {line}" for line in where.proxy.broken]
         result.outages = where.broker.errors().count("state=UNREACHABLE")
         settle(where, result)
@@ -229,8 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         result = run(Path(folder), seed=seed, cycles=options.cycles, clients=options.clients)
     print(result.report())
-    bad = set(result.tally.ended) - {"TERMINATED", "kept", "FAILED"}
-    failed = result.wrong or bad or result.tally.ended["FAILED"] > result.tally.cycles // 100
+    failed = bool(result.complaints())
     if failed:
         print(f"again: python -m tests.faults.run --seed {seed} --cycles {options.cycles} --clients {options.clients}")
     return 1 if failed else 0

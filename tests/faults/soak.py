@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from clients.names import tenant_name
+from clients.names import pool_name
 from clients.sdk import Client
 from tests.faults.cycles import Tally, Tenant
 from tests.faults.run import Result, Site, Watch, configuration, in_parallel, settle, site
-from tests.faults.sums import EVERY_STATE
+from tests.faults.sums import POOL
 from tests.support.process import BrokerProcess, broker_process
 
 CLIENTS: Final = 32
@@ -100,12 +100,11 @@ def soak(folder: Path, *, seed: int, minutes: float, clients: int) -> bool:
     result = Result(seed=seed, clients=clients)
     began = time.monotonic()
     with site(folder, seed) as where:
-        fresh = measure(where.broker, 0)
-        _say(began, "fresh            ", fresh)
+        _say(began, "fresh            ", measure(where.broker, 0))
         crowd = Crowd(where, seed, clients)
         with Watch(where.one) as watch:
             crowd.work(half)
-            result.calls = where.proxy.counts()
+            result.take_calls(where.proxy)
             where.proxy.calm()
             first = crowd.tally().cycles
             # One more with every client, so that nothing of the bad time is still under way.
@@ -125,7 +124,9 @@ def soak(folder: Path, *, seed: int, minutes: float, clients: int) -> bool:
         crowd.close()
         endpoint, session = where.proxy.endpoint, where.one.session
         assert where.broker.stop() == 0, where.broker.errors()
-        mib_a_record = (_anew(folder, endpoint, session) - fresh.mib) / max(1, end.records)
+        with tempfile.TemporaryDirectory() as empty:
+            mib_empty = _anew(Path(empty), endpoint, session)
+        mib_a_record = (_anew(folder, endpoint, session) - mib_empty) / max(1, end.records)
     print(result.report())
     print(f"faulty half: {first} life cycles; fault-free half: {end.records - start.records}")
     on_disk = os.path.getsize(folder / "broker.db") / max(1, end.records) / 1024
@@ -137,7 +138,7 @@ def soak(folder: Path, *, seed: int, minutes: float, clients: int) -> bool:
 def _anew(folder: Path, endpoint: str, session: str) -> float:
     """MiB of a broker just started on the state file: what its records take, and nothing that only a run leaves."""
     with broker_process(folder, configuration(endpoint, session)) as broker, Client(broker.address) as client:
-        next(client.workspaces(tenant_name("-"), states=EVERY_STATE), None)
+        client.refresh(pool_name(POOL))
         return measure(broker, 0).mib
 
 
@@ -149,8 +150,7 @@ def _verdict(start: Figures, end: Figures, kept: float, result: Result) -> bool:
     print(f"files   {files:.3f}")
     print(f"threads {threads:.3f}")
     good = all(abs(ratio - 1) <= BOUND for ratio in (memory, files)) and end.threads <= start.threads + 1
-    bad_ends = set(result.tally.ended) - {"TERMINATED", "FAILED"}
-    good = good and not result.wrong and not bad_ends
+    good = good and not result.complaints()
     print("within 5 %" if good else "PAST 5 %, or the sums differ")
     return good
 

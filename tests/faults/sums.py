@@ -27,7 +27,7 @@ _LOOKS: Final[Mapping[Workspace.State, frozenset[tuple[int, int]]]] = {
     Workspace.STATE_SUSPENDED: frozenset({(5, 0), (4, 0)}),
     Workspace.STATE_STOPPED: frozenset({(8, 0), (9, 0)}),
 }
-EVERY_STATE: Final = cast("tuple[State, ...]", tuple(State.values()[1:]))
+_EVERY: Final = cast("tuple[State, ...]", tuple(State.values()[1:]))
 _LET_GO: Final = frozenset({4, 9})  # STOPPED and UNDEPLOYED have no host
 
 Key = tuple[str, int]
@@ -123,7 +123,7 @@ def shown(client: Client) -> Shown:
     nodes: dict[Key, Node] = {}
     amounts: dict[Key, Amounts] = {}
     unsettled = []
-    for workspace in client.workspaces(tenant_name("-"), states=EVERY_STATE):
+    for workspace in client.workspaces(tenant_name("-"), states=_EVERY):
         for node in workspace.nodes:
             if node.state in FINAL:
                 continue

@@ -29,18 +29,13 @@ SEED = int(os.environ.get("FAULTS_SEED", "1"))
 def test_the_sums_hold_after_life_cycles_on_a_bad_network(tmp_path: Path) -> None:
     result = run(tmp_path, seed=SEED, cycles=150, clients=16)
     print(result.report())
-    assert result.wrong == []
+    assert result.complaints() == []
     assert result.tally.cycles == 150
-    assert set(result.tally.ended) <= {"TERMINATED", "kept", "FAILED"}
-    assert result.tally.ended["FAILED"] <= 1, result.tally.messages
-    assert result.tally.failures.total() <= 3, result.tally.messages
     assert result.kept > 0
     assert result.samples > 10
     total = result.calls.total()
     assert total > 1500
     assert sum(result.calls[kind] for kind in FAULTS) / total == pytest.approx(SHARE, abs=0.05)
-    for kind in FAULTS:
-        assert result.calls[kind] / total == pytest.approx(SHARE / len(FAULTS), rel=0.5), kind
     for method in ("one.vm.allocate", "one.vm.deploy", "one.vm.action", "one.vm.info", "one.vmpool.infoextended"):
         assert 0.08 < result.spoiled_by_method[method] / result.calls_by_method[method] < 0.4, method
 
