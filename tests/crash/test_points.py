@@ -130,3 +130,16 @@ def test_opennebula_moves_nodes_live(tmp_path: Path) -> None:
     from backends.opennebula.adapter import CAPABILITIES
 
     assert Capability.LIVE_MIGRATE in CAPABILITIES
+
+
+def test_the_check_of_points_misses_nothing(tmp_path: Path) -> None:
+    """A step without its points, a point never passed and one that nobody enumerated are each found."""
+    scenario = next(each for each in SCENARIOS if each.name == "reboot")
+    steps = steps_of("simulator", scenario, tmp_path)
+    reboot = ["reboot/reboot/before", f"{PERFORM}reboot", "reboot/reboot/called", "reboot/reboot/committed"]
+    good = [*reboot, "reboot/seen", "reboot/settled"]
+    assert untraced(scenario, steps, good) == []
+    for line in good:
+        assert untraced(scenario, steps, [each for each in good if each != line]) != [], line
+    assert untraced(scenario, steps, [*good, "reboot/unheard/of"]) != []
+    assert untraced(scenario, steps, [*good, f"{PERFORM}deploy"]) != []
