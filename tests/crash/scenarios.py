@@ -175,7 +175,7 @@ async def _undone(life: Life) -> None:
 def _fails_and_goes_slowly(world: OpenNebula) -> None:
     """The first VM does not boot, and is still there for a while after it was deleted."""
     world.standin.fail_next("DEPLOY", vm_id=0)
-    world.standin.set_dwell("CLEANUP_DELETE", 0.5)
+    world.standin.set_dwell("CLEANUP_DELETE", 2.0)  # longer than a restart takes
 
 
 _STEPS_AGAIN: Final = {
