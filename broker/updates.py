@@ -15,7 +15,7 @@ from broker.core import wording
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, FieldReason, FieldsInvalid, FieldViolation, Reason, not_found
 from broker.core.lifecycle import Verb
-from broker.core.model import EndAction, Notice, NoticeKind, Workspace
+from broker.core.model import EndAction, NoticeKind, Workspace, without
 from broker.core.requests import UpdateRequest
 from broker.core.slots import POOL_ROW
 from broker.core.whole import ask_workspace
@@ -106,7 +106,7 @@ class Updates:
             path = "workspace.terms.open_ended" if request.open_ended else "workspace.terms.duration"
             raise FieldsInvalid([FieldViolation(path=path, reason=reason, message=problem)])
         terms = replace(workspace.terms, duration=length, open_ended=length is None, deadline=None)
-        changed = replace(workspace, terms=terms, end_time=end, notices=_without_ending(workspace))
+        changed = replace(workspace, terms=terms, end_time=end, notices=without(workspace.notices, NoticeKind.ENDING))
         if workspace.end_time is not None and (end is None or end > workspace.end_time):
             self._check_extension(workspace, max(workspace.end_time, now), end, now)
         self._tenants.check(workspace.tenant, changed, besides=workspace)
@@ -133,7 +133,3 @@ class Updates:
                     "ask for a shorter extension",
                     resource=workspace.name,
                 )
-
-
-def _without_ending(workspace: Workspace) -> tuple[Notice, ...]:
-    return tuple(notice for notice in workspace.notices if notice.kind is not NoticeKind.ENDING)

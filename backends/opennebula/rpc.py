@@ -111,25 +111,28 @@ class Rpc:
         self._ca_file = str(base / settings.ca_file) if settings.ca_file else None
         self._session = Session(settings.session, base / settings.session_file if settings.session_file else None)
         self._places = asyncio.Semaphore(settings.max_in_flight)
-        self._client: httpx.AsyncClient | None = None
+        self._tls: ssl.SSLContext | None = None  # made once: each costs a call some 10 ms
         self._connect = min(_CONNECT_SECONDS, settings.call_timeout)
 
     def open(self) -> None:
-        """Makes the client; no socket is opened, because one that idles holds a front-end's place for 15 s."""
-        self._client = httpx.AsyncClient(
-            verify=self._tls(),
+        """Reads the certificates; no socket is opened, because one that idles holds a front-end's place for 15 s."""
+        self._tls = self._tls_context()
+
+    async def close(self) -> None:
+        self._tls = None
+
+    def _client(self) -> httpx.AsyncClient:
+        """A client for one call: calls that are cancelled lose a place of a shared one for ever."""
+        if self._tls is None:
+            raise TransientBackendError("the pool is not open")
+        return httpx.AsyncClient(
+            verify=self._tls,
             proxy=self._settings.proxy or None,
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(self._settings.call_timeout, connect=self._connect, pool=None),
-            limits=httpx.Limits(max_connections=self._settings.max_in_flight, max_keepalive_connections=0),
             headers={"Content-Type": "text/xml", "User-Agent": "workspace-broker", "Connection": "close"},
         )
-
-    async def close(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
 
     async def call_int(self, method: str, *arguments: Argument) -> int:
         """A call that changes something and answers an id."""
@@ -145,13 +148,15 @@ class Rpc:
             raise failures.of_answer(method, Unusable("an answer that is no document"), changes=False)
         return value
 
-    def _tls(self) -> ssl.SSLContext | bool:
-        if not self._settings.verify:
-            return False
+    def _tls_context(self) -> ssl.SSLContext:
         try:
-            return ssl.create_default_context(cafile=self._ca_file)
+            context = ssl.create_default_context(cafile=self._ca_file)
         except (OSError, ssl.SSLError) as error:
             raise TransientBackendError(f"ca_file {self._ca_file} cannot be used: {error}") from error
+        if not self._settings.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
 
     async def _call(self, method: str, arguments: tuple[Argument, ...], *, changes: bool) -> object:
         session = await self._session.get()
@@ -177,14 +182,13 @@ class Rpc:
         raise error
 
     async def _exchange(self, method: str, body: bytes, changes: bool) -> tuple[int, bytes]:
-        if self._client is None:
-            raise TransientBackendError(f"{method}: the pool is not open")
         seconds = self._connect + self._settings.call_timeout
         limit = self._settings.max_response_bytes
         try:
             async with (
                 asyncio.timeout(seconds),
-                self._client.stream("POST", self._settings.endpoint, content=body) as response,
+                self._client() as client,
+                client.stream("POST", self._settings.endpoint, content=body) as response,
             ):
                 answer = bytearray()
                 async for piece in response.aiter_bytes():

@@ -220,6 +220,11 @@ class Notice:
     message: str = ""
 
 
+def without(notices: tuple[Notice, ...], kind: NoticeKind) -> tuple[Notice, ...]:
+    """Notices but those of a kind."""
+    return tuple(notice for notice in notices if notice.kind is not kind)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
     """A lease of one or more VMs, placed all or nothing."""

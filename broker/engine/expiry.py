@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -19,8 +19,9 @@ from backends.base import Action, Capability
 from broker.book import Book, Transaction
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Failure, Reason
-from broker.core.model import Cause, EndAction, Node, Notice, NoticeKind, State, Workspace
+from broker.core.model import Cause, EndAction, Node, Notice, NoticeKind, State, Workspace, without
 from broker.core.placement import Plan, plan
+from broker.engine.driver import STUCK_AFTER
 from broker.engine.retry import interrupted_sleep
 from broker.engine.starts import Starts
 from broker.engine.tasks import begin
@@ -31,6 +32,10 @@ log = logging.getLogger(__name__)
 
 RECORD_KEPT: Final = timedelta(days=7)
 """How long a workspace's record outlives it, and its request ids with it."""
+
+FIRST_END_PAUSE: Final = 10.0
+LONGEST_END_PAUSE: Final = 300.0
+"""Seconds until an end action that failed is tried again; they double from the first to the longest."""
 
 LONGEST_NAP: Final = 3600.0
 
@@ -70,6 +75,15 @@ class ClockWatch:
         return max(0.0, self._doubted_until - self._clock.monotonic())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refused:
+    """An end action that failed: how often, at which revision the last time, and when it is tried again."""
+
+    times: int
+    revision: int
+    again: datetime
+
+
 class Expiry:
     """Leases of all pools in time."""
 
@@ -80,15 +94,37 @@ class Expiry:
         self._starts = starts
         self._heap: list[tuple[datetime, str]] = []
         self._wake = asyncio.Event()
+        self._refused: dict[str, _Refused] = {}  # end actions that failed
         self.clock_watch = ClockWatch(clock)
 
     def watch(self, workspace: Workspace) -> None:
         """Notes when a workspace is due next; called at each change of it."""
         due = self.due(workspace)
+        if due is None or workspace.state.final:
+            self._refused.pop(workspace.uid, None)
         if due is not None:
-            heapq.heappush(self._heap, (due, workspace.uid))
-            if self._heap[0][1] == workspace.uid:
-                self._wake.set()
+            self._push(due, workspace.uid)
+
+    def _push(self, due: datetime, uid: str) -> None:
+        heapq.heappush(self._heap, (due, uid))
+        if self._heap[0][1] == uid:
+            self._wake.set()
+
+    def _has_to_wait(self, workspace: Workspace, now: datetime) -> bool:
+        """Whether an end action that failed is tried again later only: ever more slowly, but it is."""
+        if any(node.state.moving for node in workspace.nodes):
+            return False
+        if workspace.cause is not Cause.ERROR:
+            self._refused.pop(workspace.uid, None)
+            return False
+        known = self._refused.get(workspace.uid, _Refused(times=0, revision=0, again=now))
+        if known.revision != workspace.revision:  # it has failed once more
+            pause = min(LONGEST_END_PAUSE, FIRST_END_PAUSE * 2.0 ** min(known.times, 10))
+            again = now + timedelta(seconds=pause)
+            known = _Refused(times=known.times + 1, revision=workspace.revision, again=again)
+            self._refused[workspace.uid] = known
+            self._push(again, workspace.uid)
+        return now < known.again
 
     def due(self, workspace: Workspace) -> datetime | None:
         """The next instant at which time alone does something to a workspace."""
@@ -145,10 +181,17 @@ class Expiry:
         due = self.due(workspace) if workspace is not None else None
         if workspace is None or due is None or due > now:
             return
+        ended = workspace.end_time is not None and workspace.end_time <= now and not workspace.state.final
+        if ended and self._has_to_wait(workspace, now):
+            return
         with self._book.transaction() as tx:
             if workspace.state.final:
                 tx.forget(workspace)
-            elif workspace.end_time is not None and workspace.end_time <= now:
+            elif ended:
+                refused = self._refused.get(uid)
+                workspace = replace(workspace, notices=without(workspace.notices, NoticeKind.ENDING))
+                if refused is not None and refused.times >= STUCK_AFTER:
+                    workspace = self._stuck(workspace, now)
                 self._end(tx, workspace, now)
             elif workspace.state is State.RESERVED:
                 self.start(tx, workspace, now)
@@ -165,6 +208,13 @@ class Expiry:
             "update its duration to keep it",
         )
         tx.put(replace(workspace, notices=(*workspace.notices, notice)))
+
+    def _stuck(self, workspace: Workspace, now: datetime) -> Workspace:
+        """With the notice that its end action keeps failing."""
+        why = workspace.last_error.message if workspace.last_error is not None else "no more is known"
+        since = next((notice.time for notice in workspace.notices if notice.kind is NoticeKind.STUCK), now)
+        notice = Notice(kind=NoticeKind.STUCK, time=since, message=f"its end action keeps failing: {why}")
+        return replace(workspace, notices=(*without(workspace.notices, NoticeKind.STUCK), notice))
 
     # Begin
 

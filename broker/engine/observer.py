@@ -21,7 +21,7 @@ from broker.book import Book
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Failure, Reason
 from broker.core.lifecycle import HARDER_AFTER_SECONDS, Do, Effect, Seen, observe
-from broker.core.model import FINAL, Cause, Node, NodeKey, SeenNic, State, Task, Workspace
+from broker.core.model import FINAL, Cause, Node, NodeKey, NoticeKind, SeenNic, State, Task, Workspace, without
 from broker.engine.breaker import Breaker
 from broker.engine.driver import Driver
 from broker.engine.fault_points import FaultPoint, Moment, point_of
@@ -159,12 +159,14 @@ class Observer:
         seen = self._owned(nodes)
         live = self._book.live_nodes[self.pool.name]
         missing = frozenset(key for key in live - seen.keys() if self._counts(key, asked) and self._made(key))
-        doubted = len(missing) > MANY_MISSING and len(missing) * 10 > len(live) and not missing <= self._missing_before
+        # Who was told to end is expected to be gone. Of the others, many at once are believed the second time.
+        unexpected = frozenset(key for key in missing if not self._ending(key))
+        many = len(unexpected) > MANY_MISSING and len(unexpected) * 10 > len(live)
+        doubted = unexpected - self._missing_before if many else frozenset()
         self._missing_before = missing
-        if not doubted:
-            asked_for = tuple(missing)
-            answers = await asyncio.gather(*map(self._ask_for, asked_for))
-            seen.update((key, each) for key, each in zip(asked_for, answers, strict=True) if each is not None)
+        asked_for = tuple(missing - doubted)
+        answers = await asyncio.gather(*map(self._ask_for, asked_for))
+        seen.update((key, each) for key, each in zip(asked_for, answers, strict=True) if each is not None)
         self._seen, self._seen_at = seen, self._clock.now()
         return self.apply({key: each for key, each in seen.items() if self._is_news(key, each, asked)})
 
@@ -217,6 +219,11 @@ class Observer:
             return await self._driver.queued("find", lambda: self._driver.find(workspace, node))
         except BackendError:
             return None
+
+    def _ending(self, key: NodeKey) -> bool:
+        """Whether a node was told to end."""
+        task = self._book.tasks.get(key)
+        return task is not None and task.action == Action.TERMINATE
 
     def _made(self, key: NodeKey) -> bool:
         """Whether a VM of the node should be there at all."""
@@ -274,7 +281,8 @@ class Observer:
                         saved.append(index)
                 if nodes != list(workspace.nodes):
                     if succeeded:  # an error is cleared by the next success
-                        workspace = replace(workspace, last_error=None)
+                        notices = without(workspace.notices, NoticeKind.STUCK)
+                        workspace = replace(workspace, last_error=None, notices=notices)
                     written = write(tx, workspace, nodes, cause=cause, failure=failure, now=now)
                     if saved:  # in the same transaction: a kill between the two would keep the node for ever
                         written = self._starts.end_saved(tx, written, saved)

@@ -23,6 +23,7 @@ from broker.core.model import (
     State,
     Task,
     Workspace,
+    without,
 )
 from broker.core.whole import workspace_state
 from broker.pools import Pool
@@ -136,7 +137,7 @@ def write(
     ]
     changed = replace(workspace, nodes=tuple(nodes), last_error=failure or workspace.last_error)
     summary = workspace_state(changed.nodes, started=workspace.started, last_end=ended[-1] if ended else None)
-    notices = tuple(notice for notice in changed.notices if notice.kind is not NoticeKind.DEGRADED)
+    notices = without(changed.notices, NoticeKind.DEGRADED)
     if summary.lost and not summary.state.final:
         since = next((notice.time for notice in workspace.notices if notice.kind is NoticeKind.DEGRADED), now)
         if since is not None:

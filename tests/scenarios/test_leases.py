@@ -253,3 +253,24 @@ async def test_a_step_of_the_wall_clock_ends_no_lease(tmp_path: Path) -> None:
         clock.set(clock.now() - timedelta(days=2))
         await pass_time(broker, timedelta(minutes=10))
         assert state_of(await broker.get(workspace.name)) == "RUNNING"
+
+
+async def test_an_end_action_that_is_refused_is_tried_ever_more_slowly_and_shown(tmp_path: Path) -> None:
+    clock = ManualClock(START)
+    settings = 'faults = [{ step = "suspend_release", kind = "rejected", count = 4 }]'
+    async with running(tmp_path, with_lab(settings), clock=clock) as broker:
+        terms = lasting(HOUR, end_action=pb.LeaseTerms.END_ACTION_SUSPEND)
+        workspace = await broker.until((await broker.create(terms=terms)).name, "RUNNING")
+        await pass_time(broker, HOUR)
+        ended = clock.now()
+        calls = broker.backend().calls
+        stuck = await broker.eventually(
+            lambda: broker.get(workspace.name),
+            lambda ws: any(notice.kind == pb.Workspace.Notice.KIND_STUCK for notice in ws.notices),
+            step=1.0,
+        )
+        assert "configured fault" in stuck.notices[-1].message
+        assert clock.now() - ended >= timedelta(seconds=10 + 20 + 40)
+        assert calls["suspend_release"] == 4
+        await broker.until(workspace.name, "SUSPENDED", step=5.0)
+        assert calls["suspend_release"] == 5
