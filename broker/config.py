@@ -1,7 +1,7 @@
 """The configuration: a TOML file in, frozen settings out; every unknown or bad key is named with its path.
 
-    [server]                          listen, state, drain_timeout, call_timeout, watch_history, max_calls,
-                                      max_watchers, metrics
+    [server]                          listen, state, drain_timeout, call_timeout, watch_history, keep_records,
+                                      max_calls, max_watchers, metrics
     [pools.NAME]                      backend, and what `_pool` reads; every other key is the backend's own
     [instance_types.NAME]             amounts by resource: cpu in milli-cores, memory and disk in MiB
     [tenants.NAME]                    display_name, limits, pool_limits, allowed_pools, max_duration
@@ -54,6 +54,7 @@ class ServerSettings:
     drain_timeout: float = 10.0  # seconds for calls under way when it is told to stop
     call_timeout: float = 30.0  # seconds for a call that came without a deadline
     watch_history: int = 10_000  # changes kept for watchers that come late
+    keep_records: float = 7 * 86_400.0  # seconds a workspace's record and its request ids outlive it
     max_calls: int = 1000  # calls at once; more are told to come again
     max_watchers: int = 5000  # watches at once
     metrics: tuple[str, int] | None = None  # where counters are served over HTTP; None: nowhere
@@ -188,12 +189,23 @@ def _server(table: Table, directory: Path, tenants: Mapping[str, TenantSettings]
         drain_timeout=table.seconds("drain_timeout", "10s", zero=True),
         call_timeout=table.seconds("call_timeout", "30s"),
         watch_history=table.whole("watch_history", default.watch_history, low=1, high=10_000_000),
+        keep_records=_keep_records(table),
         max_calls=table.whole("max_calls", default.max_calls, low=1, high=1_000_000),
         max_watchers=table.whole("max_watchers", default.max_watchers, low=1, high=1_000_000),
         metrics=_metrics(table),
     )
     table.finish()
     return settings
+
+
+def _keep_records(table: Table) -> float:
+    """A client may repeat a request for a day: its id must still be known then."""
+    kept = table.seconds("keep_records", "7d")
+    if kept < 86_400.0:
+        table.bad(
+            "keep_records", f"is {kept:g} s; a day at least, since request ids are promised to be known that long"
+        )
+    return kept
 
 
 def _metrics(table: Table) -> tuple[str, int] | None:

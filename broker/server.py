@@ -11,6 +11,7 @@ import logging
 import random
 import secrets
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -125,6 +126,7 @@ class Broker:
             self.clock,
             self.metrics,
             broker_id=broker_id,
+            keep_records=timedelta(seconds=settings.server.keep_records),
             jitter=self._jitter,
             fault_point=self._fault_point,
         )

@@ -10,7 +10,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from backends.base import BackendError
@@ -55,11 +55,12 @@ class Engine:
         *,
         broker_id: str,
         jitter: Callable[[], float] = random.random,
+        keep_records: timedelta,
         fault_point: FaultPoint = nowhere,
     ) -> None:
         self._book = book
         self.starts = Starts(pools, book, clock)
-        self.expiry = Expiry(pools, book, clock, self.starts)
+        self.expiry = Expiry(pools, book, clock, self.starts, keep_records=keep_records)
         self.work: dict[str, PoolWork] = {}
         for name, pool in pools.items():
             breaker = Breaker(pool, clock, metrics)

@@ -30,9 +30,6 @@ from broker.pools import Pool
 
 log = logging.getLogger(__name__)
 
-RECORD_KEPT: Final = timedelta(days=7)
-"""How long a workspace's record outlives it, and its request ids with it."""
-
 FIRST_END_PAUSE: Final = 10.0
 LONGEST_END_PAUSE: Final = 300.0
 """Seconds until an end action that failed is tried again; they double from the first to the longest."""
@@ -87,12 +84,16 @@ class _Refused:
 class Expiry:
     """Leases of all pools in time."""
 
-    def __init__(self, pools: Mapping[str, Pool], book: Book, clock: Clock, starts: Starts) -> None:
+    def __init__(
+        self, pools: Mapping[str, Pool], book: Book, clock: Clock, starts: Starts, *, keep_records: timedelta
+    ) -> None:
         self._pools = dict(pools)
         self._book = book
         self._clock = clock
         self._starts = starts
+        self._keep_records = keep_records  # how long a workspace's record outlives it, its request ids with it
         self._heap: list[tuple[datetime, str]] = []
+        self._noted: dict[str, datetime] = {}  # what was put on the heap last for each workspace
         self._wake = asyncio.Event()
         self._refused: dict[str, _Refused] = {}  # end actions that failed
         self.clock_watch = ClockWatch(clock)
@@ -102,10 +103,11 @@ class Expiry:
         due = self.due(workspace)
         if due is None or workspace.state.final:
             self._refused.pop(workspace.uid, None)
-        if due is not None:
+        if due is not None and self._noted.get(workspace.uid) != due:
             self._push(due, workspace.uid)
 
     def _push(self, due: datetime, uid: str) -> None:
+        self._noted[uid] = due
         heapq.heappush(self._heap, (due, uid))
         if self._heap[0][1] == uid:
             self._wake.set()
@@ -129,7 +131,7 @@ class Expiry:
     def due(self, workspace: Workspace) -> datetime | None:
         """The next instant at which time alone does something to a workspace."""
         if workspace.state.final:
-            return (workspace.final_time or workspace.create_time) + RECORD_KEPT
+            return (workspace.final_time or workspace.create_time) + self._keep_records
         instants = []
         if workspace.state is State.RESERVED and workspace.prepare_time is not None:
             instants.append(workspace.prepare_time)
@@ -163,11 +165,12 @@ class Expiry:
             else:
                 while self._heap and self._heap[0][0] <= now:
                     uid = heapq.heappop(self._heap)[1]
+                    self._noted.pop(uid, None)
                     try:
                         self.act(uid, now)
                     except BrokerError as error:  # the store: again a little later
                         log.error("workspace=%s error=%s", uid, error)
-                        heapq.heappush(self._heap, (now + timedelta(seconds=1), uid))
+                        self._push(now + timedelta(seconds=1), uid)
                         break
                     except Exception:
                         log.exception("workspace=%s expiry=lost", uid)
@@ -325,7 +328,7 @@ class Expiry:
         ):
             self._expire(tx, workspace, live, now)
         elif workspace.end_time is not None:
-            heapq.heappush(self._heap, (workspace.end_time + self._kept_after_end(live), workspace.uid))
+            self._push(workspace.end_time + self._kept_after_end(live), workspace.uid)
 
     def _image_name(self, workspace: Workspace, index: int) -> str:
         wanted = workspace.node_set(workspace.nodes[index])

@@ -105,6 +105,11 @@ class SqliteStore:
         return descriptor
 
     def _open(self) -> sqlite3.Connection:
+        if self.path.exists() and not self.path.stat().st_size:
+            raise StoreProblem(
+                f"{self.path} is there and empty, which no broker leaves behind; restore a copy of it, or remove it "
+                "to begin anew"
+            )
         try:
             db = sqlite3.connect(self.path, isolation_level=None)
             version = db.execute("PRAGMA user_version").fetchone()[0]

@@ -165,13 +165,6 @@ async def _next_host(life: Life) -> None:
     assert workspace.nodes[0].host.endswith("-2"), workspace
 
 
-async def _undone(life: Life) -> None:
-    """One of three nodes is refused; of the others nothing stays."""
-    name = await life.create(count=3)
-    await life.until(name, "FAILED")
-    assert await life.world.machines() == []
-
-
 def _fails_and_goes_slowly(world: OpenNebula) -> None:
     """The first VM does not boot, and is still there for a while after it was deleted."""
     world.standin.fail_next("DEPLOY", vm_id=0)

@@ -247,3 +247,10 @@ async def test_rows_of_one_key_are_written_once_a_commit(tmp_path: Path) -> None
     assert store.load().settings == {"k": "2"}
     assert store.commits == 1
     store.close()
+
+
+def test_an_empty_file_is_refused_and_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "broker.db"
+    path.touch()
+    with pytest.raises(StoreProblem, match="remove it to begin anew"):
+        SqliteStore(path)
