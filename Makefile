@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint protos bench floors breaking-baseline clean
+.PHONY: help demo test lint protos bench faults soak floors breaking-baseline clean
 
 help:
 	@echo "make demo     the whole story, each step with real answers"
@@ -12,6 +12,8 @@ help:
 	@echo "make lint     ruff, mypy, import-linter, buf"
 	@echo "make protos   generate the Python code of the API"
 	@echo "make bench    durable creates against a bare gRPC echo; plan() by number of hosts"
+	@echo "make faults   2,000 life cycles through a network that spoils a fifth of all calls"
+	@echo "make soak     10 minutes of load: memory and open files"
 	@echo "make floors   the tests against the oldest dependencies supported"
 
 $(STAMP): pyproject.toml protos/build_hook.py $(wildcard protos/workspacebroker/v1/*.proto)
@@ -43,6 +45,12 @@ breaking-baseline: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.durable_create
 	$(BIN)/python -m benchmarks.plan_time
+
+faults: $(STAMP)
+	$(BIN)/python -m tests.faults.run --cycles 2000
+
+soak: $(STAMP)
+	$(BIN)/python -m tests.faults.soak --minutes 10
 
 floors: $(STAMP)
 	$(PYTHON) -m venv .venv-floors
