@@ -17,8 +17,10 @@ from typing import Any, Final, TypeVar
 import grpc.aio
 
 from backends import registry
+from backends.base import Step, StepCall
 from backends.simulator import FaultKind, Machine, Simulator, World
 from backends.simulator.faults import Faults
+from backends.simulator.steps import Stage
 from broker.api.pages import PageTokens
 from broker.config import Settings, load
 from broker.core.clock import Clock
@@ -83,6 +85,15 @@ class PortlessBroker(Broker):
         return self._use_cases.updates
 
 
+class Forgetful(Stage):
+    """A pool that makes another VM for each allocate it is sent, as OpenNebula does."""
+
+    def take(self, call: StepCall, now: datetime, fault: FaultKind | None = None) -> str:
+        if call.step is Step.ALLOCATE:
+            return self._allocate(call, now, fault).backend_id
+        return Stage.take(self, call, now, fault)
+
+
 class Complaints(logging.Handler):
     """Collects what must never be logged: lost work, and exceptions nobody expected."""
 
@@ -135,6 +146,8 @@ class Rig:
         for name, pool in broker.pools.items():
             backend = pool.backend
             assert isinstance(backend, Simulator)
+            stage = backend._stage
+            backend._stage = Forgetful(world=stage.world, hosts=stage.hosts, settings=stage.settings)
             backend._faults = backend.by_hand.faults = self.faults[name]
             backend.by_hand.silent = name in self.silent
             backend.by_hand.hidden = name in self.hidden

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -331,6 +331,13 @@ class Rules:
             for pool in POOLS
             for slot in book.slots[pool].all()
         }
+        for key, slot in there.items():
+            record = wanted.get(key)
+            workspace = book.workspaces.get(key[0])
+            # What has begun was held before, too, whatever the wall clock says now.
+            if record is not None and workspace is not None and workspace.state is not State.RESERVED:
+                assert slot.start <= record.start, f"{slot} begins after {record}"
+                there[key] = replace(slot, start=record.start)
         assert there == wanted, f"slots differ from records: {set(there.items()) ^ set(wanted.items())}"
         for tenant in self.rig.settings.tenants:
             view = self.rig.broker.operators.tenant(tenant)
@@ -396,6 +403,7 @@ class Rules:
         for name in POOLS:
             pool = self.rig.broker.pools[name]
             sums: defaultdict[tuple[str, str], int] = defaultdict(int)
+            names: defaultdict[str, list[str]] = defaultdict(list)
             for machine in self.rig.machines(name):
                 key = (machine.identity.workspace_uid, machine.identity.node_index)
                 workspace = book.workspaces.get(key[0])
@@ -403,6 +411,11 @@ class Rules:
                     continue
                 if workspace.end_time is not None and workspace.end_time <= now:
                     continue
+                node = workspace.nodes[key[1]]
+                names[machine.host].append(
+                    f"{workspace.id}/{node.index}: {node.state} on {node.host or '-'}"
+                    f"{' released' if node.released else ''}, VM {machine.seen} of {dict(machine.amounts)}"
+                )
                 for resource, amount in machine.amounts.items():
                     shared = resource in pool.pool_amounts()[0]
                     if machine.placed or resource == "disk":
@@ -410,7 +423,9 @@ class Rules:
             limits = {host: pool.promised(seen) for host, seen in pool.hosts.items()} | {"": pool.pool_amounts()[0]}
             for (host, resource), amount in sums.items():
                 limit = limits.get(host, {}).get(resource)
-                assert limit is None or amount <= limit, f"{name}/{host} has VMs of {amount} {resource}, {limit} fit"
+                assert limit is None or amount <= limit, (
+                    f"{name}/{host} has VMs of {amount} {resource}, {limit} fit: {'; '.join(names[host])}"
+                )
 
     def check_settled(self) -> None:
         """All that holds when everything is well and nothing is under way."""
