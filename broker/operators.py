@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 
 from backends.base import Action, Capability, ObservedHost
 from broker.book import Book
@@ -159,7 +160,7 @@ class Operators:
                     workspace=self._name_of(slot.key[0]),
                     node_index=slot.key[1],
                     amounts=slot.amounts,
-                    start_time=slot.start,
+                    start_time=self._begin(slot),
                     end_time=slot.end,
                 )
                 for slot in shown
@@ -167,6 +168,11 @@ class Operators:
             attributes=host.attributes,
             cordoned=pool.cordoned(host.name),
         )
+
+    def _begin(self, slot: Slot) -> datetime:
+        """When what holds a slot began, or will."""
+        workspace = self._book.workspaces.get(slot.key[0])
+        return workspace.prepare_time or workspace.create_time if workspace is not None else slot.start
 
     def _name_of(self, uid: str) -> str:
         workspace = self._book.workspaces.get(uid)

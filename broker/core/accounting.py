@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Final
 
 from broker.core.model import FINAL, Node, State, Workspace
 from broker.core.slots import POOL_ROW, SlotKey
 
 DISK = "disk"
+
+BEGUN: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""From when on a node that is not ahead any more holds its slot: a wall clock that steps back must not free it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +55,11 @@ def holdings(workspace: Workspace, nodes: Iterable[Node]) -> Iterator[Holding]:
     """Every slot that some of a workspace's nodes hold, as its record stands."""
     if workspace.state is State.PENDING:
         return
-    start = workspace.prepare_time or workspace.start_time or workspace.create_time
+    due = workspace.prepare_time or workspace.start_time or workspace.create_time
     for node in nodes:
         if node.state in FINAL or node.state is State.PENDING:
             continue
+        start = due if node.state is State.RESERVED else BEGUN
         places = [("host", node.host, node.held), ("pool", POOL_ROW, node.pool_held)]
         if node.target_host:
             places.append(("target", node.target_host, node.held))

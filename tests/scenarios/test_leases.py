@@ -274,3 +274,15 @@ async def test_an_end_action_that_is_refused_is_tried_ever_more_slowly_and_shown
         assert calls["suspend_release"] == 4
         await broker.until(workspace.name, "SUSPENDED", step=5.0)
         assert calls["suspend_release"] == 5
+
+
+async def test_a_step_back_of_the_wall_clock_frees_no_room(tmp_path: Path) -> None:
+    clock = ManualClock(START)
+    async with running(tmp_path, clock=clock) as broker:
+        workspace = await broker.until((await broker.create(cpu=8000, count=4)).name, "RUNNING")
+        clock.set(clock.now() - 2 * HOUR)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await broker.create(terms=lasting(timedelta(minutes=10)))
+        assert reason_of(refused.value) == "NO_CAPACITY"
+        hosts = (await broker.pools.ListHosts(pools.ListHostsRequest(parent="pools/lab"))).hosts
+        assert hosts[0].slots[0].start_time == workspace.prepare_time
