@@ -99,7 +99,7 @@ def soak(folder: Path, *, seed: int, minutes: float, clients: int) -> bool:
     half = minutes * 30
     result = Result(seed=seed, clients=clients)
     began = time.monotonic()
-    with site(folder, seed) as where:
+    with site(folder, seed, clients=2 * clients) as where:  # so much room that nobody has to give up
         _say(began, "fresh            ", measure(where.broker, 0))
         crowd = Crowd(where, seed, clients)
         with Watch(where.one) as watch:
@@ -130,6 +130,8 @@ def soak(folder: Path, *, seed: int, minutes: float, clients: int) -> bool:
     print(result.report())
     print(f"faulty half: {first} life cycles; fault-free half: {end.records - start.records}")
     on_disk = os.path.getsize(folder / "broker.db") / max(1, end.records) / 1024
+    grown = (end.mib - start.mib) / max(1, end.records - start.records) * 1024
+    print(f"the fault-free half grew by {grown:.1f} KiB a life cycle")
     print(f"a kept record takes {mib_a_record * 1024:.1f} KiB of memory, {on_disk:.1f} KiB of file")
     kept = (end.records - start.records) * mib_a_record
     return _verdict(start, end, kept, result)
