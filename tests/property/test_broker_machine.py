@@ -48,6 +48,8 @@ HOSTS: Final = {"alpha": ("alpha-1", "alpha-2", "alpha-3"), "beta": ("beta-1", "
 LEAPS: Final = (1.0, 7.0, 45.0, 200.0, 900.0, 3600.0, 6 * 3600.0, 86_400.0, 3 * 86_400.0, 8 * 86_400.0)
 DURATIONS: Final = (60, 600, 3600, 7200, 86_400)
 
+OFTEN: Final = (Verb.SUSPEND, Verb.STOP, Verb.SUSPEND, Verb.STOP, Verb.RESUME, Verb.START)
+
 CONFIGURATION: Final = """
 [server]
 listen = "127.0.0.1:0"
@@ -117,7 +119,7 @@ def picks() -> st.SearchStrategy[int]:
 
 def ticks() -> st.SearchStrategy[int]:
     """Turns of the loop before a kill."""
-    return st.integers(0, 60)
+    return st.one_of(st.integers(0, 8), st.integers(0, 60))
 
 
 class SetWish(NamedTuple):
@@ -173,8 +175,8 @@ wishes: Final[st.SearchStrategy[dict[str, Any]]] = st.fixed_dictionaries(
 
 asks: Final[st.SearchStrategy[dict[str, Any]]] = st.fixed_dictionaries(
     {
-        "verb": st.sampled_from([verb for verb in Verb if verb is not Verb.UPDATE]),
-        "nodes": st.one_of(st.just(()), st.just(()), st.sets(st.integers(0, 4), min_size=1, max_size=2).map(tuple)),
+        "verb": st.sampled_from([*(verb for verb in Verb if verb is not Verb.UPDATE), *OFTEN]),
+        "nodes": st.one_of(st.just(()), st.just(()), st.sets(st.integers(0, 3), min_size=1, max_size=2).map(tuple)),
         "force": st.booleans(),
         "release": st.booleans(),
         "with_id": st.booleans(),
@@ -583,7 +585,7 @@ class BrokerMachine(RuleBasedStateMachine):
     @rule(
         pool=st.sampled_from(POOLS),
         kind=st.sampled_from(list(FaultKind)),
-        step=st.sampled_from(("", *(step.value for step in Step))),
+        step=st.sampled_from(("", "allocate", "deploy", "deploy", "terminate", *(step.value for step in Step))),
         host=picks(),
         times=st.integers(1, 6),
         every=st.integers(1, 2),
@@ -689,14 +691,13 @@ class BrokerMachine(RuleBasedStateMachine):
         self.count("restarts" if orderly else "kills")
 
     async def _start(self) -> None:
-        self.hanging = False
         await self.rig.start()
         self.laws.watcher.resume(self.rig)
 
     async def _turns(self, turns: int) -> None:
         """So many turns of the loop, with time for some commits."""
         for turn in range(turns):
-            await asyncio.sleep(0 if turn % 4 else 0.0007)
+            await asyncio.sleep(0.0007 if turn % 4 == 3 else 0)
 
     @rule(seconds=st.sampled_from((0.3, 5.0, 60.0, 3600.0)), turns=ticks())
     def kill_while_time_passes(self, seconds: float, turns: int) -> None:
@@ -790,6 +791,9 @@ class BrokerMachine(RuleBasedStateMachine):
             await self.rig.clock.leap(86_400.0)
         assert not book.workspaces, f"not forgotten after ten days: {list(book.workspaces.values())}"
         assert not book.requests, f"request ids without a record: {list(book.requests)}"
+        await self.rig.stop()
+        await self._start()
+        assert self.rig.broker.book.revision >= self.laws.watcher.last, "revisions begin anew"
 
     def _unstall(self, pool: str) -> None:
         """What would never have got anywhere gets there."""
