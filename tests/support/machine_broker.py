@@ -169,10 +169,10 @@ class Rig:
         logging.disable(logging.CRITICAL)  # the dead say nothing
         try:
             own = asyncio.current_task()
-            tasks = [task for task in asyncio.all_tasks() if task is not own]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            while tasks := asyncio.all_tasks() - {own}:  # one that ends may leave another
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             logging.disable(logging.NOTSET)
 
