@@ -227,7 +227,8 @@ class Expiry:
         moving = [
             node
             for node in workspace.nodes
-            if workspace.state is State.PENDING or not self._pools[node.pool].usable(node.host)
+            if not node.state.final
+            and (workspace.state is State.PENDING or not self._pools[node.pool].usable(node.host))
         ]
         nodes = list(workspace.nodes)
         if moving:
@@ -247,7 +248,7 @@ class Expiry:
             tx,
             self._pools,
             replace(workspace, nodes=tuple(nodes), state=State.STARTING, last_error=None, notices=()),
-            {node.index: Action.CREATE for node in nodes},
+            {node.index: Action.CREATE for node in nodes if not node.state.final},
             now,
             cause=Cause.LEASE,
         )
@@ -256,7 +257,7 @@ class Expiry:
     def _wait(self, tx: Transaction, workspace: Workspace, now: datetime) -> None:
         pending = replace(
             workspace,
-            nodes=tuple(replace(node, state=State.PENDING) for node in workspace.nodes),
+            nodes=_moved(workspace.nodes, State.PENDING),
             state=State.PENDING,
             notices=(
                 Notice(
@@ -293,7 +294,7 @@ class Expiry:
         if workspace.state in (State.PENDING, State.RESERVED):
             failed = replace(
                 workspace,
-                nodes=tuple(replace(node, state=State.FAILED) for node in workspace.nodes),
+                nodes=_moved(workspace.nodes, State.FAILED),
                 state=State.FAILED,
                 final_time=now,
                 notices=(),
@@ -365,6 +366,11 @@ class Expiry:
             force=True,
             final_state=State.EXPIRED,
         )
+
+
+def _moved(nodes: tuple[Node, ...], state: State) -> tuple[Node, ...]:
+    """Nodes in another state, but those that are at their end."""
+    return tuple(node if node.state.final else replace(node, state=state) for node in nodes)
 
 
 class _StillWaiting(Exception):

@@ -286,3 +286,16 @@ async def test_a_step_back_of_the_wall_clock_frees_no_room(tmp_path: Path) -> No
         assert reason_of(refused.value) == "NO_CAPACITY"
         hosts = (await broker.pools.ListHosts(pools.ListHostsRequest(parent="pools/lab"))).hosts
         assert hosts[0].slots[0].start_time == workspace.prepare_time
+
+
+async def test_a_node_that_was_ended_before_the_start_does_not_start(tmp_path: Path) -> None:
+    clock = ManualClock(START)
+    async with running(tmp_path, clock=clock) as broker:
+        reserved = await broker.create(count=2, terms=lasting(HOUR, start_time=at(clock.now() + HOUR)))
+        await broker.verb("Terminate", reserved.name, nodes=(0,))
+        for number in (1, 2):  # so that what is left has to be placed anew
+            broker.backend().by_hand.set_host(f"lab-host-{number}", HostState.LOST)
+        await pass_time(broker, HOUR + timedelta(minutes=1))
+        started = await broker.until(reserved.name, "RUNNING")
+        assert [node.state for node in started.nodes] == [pb.Workspace.STATE_TERMINATED, pb.Workspace.STATE_RUNNING]
+        assert len(broker.backend().vms) == 1
