@@ -829,7 +829,7 @@ _VERB_REFUSALS: Final = frozenset(
 )
 
 
-@pytest.mark.timeout(120 if EXAMPLES <= 60 and STEPS <= 30 else 0)
+@pytest.mark.timeout(600 if EXAMPLES <= 60 and STEPS <= 30 else 0)  # a failure takes minutes to be made short
 def test_the_broker_as_a_state_machine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "load", cache(registry.load))  # it reads the metadata of every package
     BrokerMachine.counted.clear()
