@@ -29,7 +29,9 @@ from workspacebroker.v1 import workspace_service_pb2_grpc as workspace_grpc
 from backends import registry
 from backends.base import BackendContext
 from broker.api.pages import PageTokens
-from broker.api.services import Calls, PoolService, Shown, TenantService, UseCases, WorkspaceService
+from broker.api.pool_services import PoolService, TenantService
+from broker.api.services import WorkspaceService
+from broker.api.serving import Calls, Shown, UseCases
 from broker.api.unreadable import RefuseUnreadable
 from broker.book import Book
 from broker.config import Settings

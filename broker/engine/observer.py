@@ -16,18 +16,19 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-from backends.base import Action, BackendError, Observation, ObservedNode
+from backends.base import Action, BackendError, ObservedNode
 from broker.book import Book
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Failure, Reason
 from broker.core.lifecycle import HARDER_AFTER_SECONDS, Do, Effect, Seen, observe
-from broker.core.model import FINAL, Cause, Node, NodeKey, NoticeKind, SeenNic, State, Task, Workspace, without
+from broker.core.model import FINAL, Cause, Node, NodeKey, NoticeKind, State, Task, Workspace, without
 from broker.engine.breaker import Breaker
 from broker.engine.driver import Driver
 from broker.engine.fault_points import FaultPoint, Moment, point_of
 from broker.engine.retry import interrupted_sleep
+from broker.engine.settling import node_after
 from broker.engine.starts import Starts
-from broker.engine.tasks import RELEASING, write
+from broker.engine.tasks import write
 from broker.metrics import Metrics
 from broker.pools import Pool
 
@@ -256,7 +257,7 @@ class Observer:
                     node = nodes[index]
                     task = self._book.tasks.get((uid, index))
                     effect = self._effect(workspace, node, task, observed)
-                    settled = self._settled(workspace, node, task, observed, effect)
+                    settled = node_after(workspace, node, task, observed, effect, now)
                     if settled is not node:
                         nodes[index] = settled
                     elif task is None and effect.do is Do.KEEP:
@@ -323,93 +324,6 @@ class Observer:
 
     def _late(self, task: Task | None) -> bool:
         return task is not None and task.deadline is not None and self._clock.now() >= task.deadline
-
-    def _settled(
-        self, workspace: Workspace, node: Node, task: Task | None, observed: ObservedNode, effect: Effect
-    ) -> Node:
-        """The node as it is after an observation."""
-        absent = observed.observation is Observation.ABSENT
-        nics = tuple(
-            SeenNic(network=nic.network, name=nic.name, addresses=nic.addresses, mac=nic.mac) for nic in observed.nics
-        )
-        settled = node
-        if not absent and (nics != node.nics or observed.backend_id != node.backend_id):
-            settled = replace(settled, nics=nics, backend_id=observed.backend_id)
-        if not absent and observed.host and observed.host not in (node.host, node.target_host):
-            # Moved by hand: the slot goes with the VM, over capacity if need be. The fact counts.
-            settled = replace(settled, host=observed.host)
-        now = self._clock.now()
-        match effect.do:
-            case Do.DONE:
-                released = node.released or (task is not None and task.action in RELEASING)
-                host = node.host
-                if node.target_host and observed.host == node.target_host:
-                    host = node.target_host
-                settled = replace(
-                    settled,
-                    state=effect.to or node.state,
-                    released=released and effect.to in (State.SUSPENDED, State.STOPPED),
-                    saved=node.saved or (task is not None and task.action == Action.SAVE and task.cause is Cause.LEASE),
-                    host=host,
-                    target_host="",
-                    observe_time=now,
-                    last_error=None,
-                )
-            case Do.AS_SEEN:
-                running = effect.to in (State.RUNNING, State.PAUSED)
-                settled = replace(
-                    settled,
-                    state=effect.to or node.state,
-                    cause=Cause.BACKEND,
-                    released=node.released and not running,
-                    target_host="",
-                    observe_time=now,
-                )
-            case Do.VERB_FAILED:
-                what = f"{task.action} of node {node.index}" if task is not None else f"node {node.index}"
-                why = observed.message or f"the backend shows it as {observed.detail or observed.observation}"
-                reason = effect.reason or Reason.BACKEND_REJECTED
-                settled = replace(
-                    settled,
-                    state=effect.to or (task.back_to if task is not None and task.back_to else node.state),
-                    cause=Cause.ERROR,
-                    target_host="",
-                    observe_time=now,
-                    last_error=Failure(
-                        reason=reason,
-                        message=f"{what} failed: {why}",
-                        resource=workspace.name,
-                        metadata={"node": str(node.index), "seen": observed.observation.value},
-                    ),
-                )
-                if (
-                    settled.state is node.state
-                    and effect.do is Do.VERB_FAILED
-                    and node.last_error == settled.last_error
-                ):
-                    return node
-            case Do.GONE:
-                settled = replace(
-                    settled,
-                    state=State.FAILED,
-                    cause=Cause.ERROR,
-                    target_host="",
-                    observe_time=now,
-                    last_error=Failure(
-                        reason=Reason.NODE_GONE,
-                        message=f"node {node.index} is gone: its backend has no VM {node.backend_id or 'of its tag'}",
-                        resource=workspace.name,
-                        metadata={"node": str(node.index), "backend_id": node.backend_id},
-                    ),
-                )
-            case Do.FINAL:
-                settled = replace(
-                    settled,
-                    state=task.final_state if task is not None else State.TERMINATED,
-                    target_host="",
-                    observe_time=now,
-                )
-        return settled
 
     def _follow_up(self, key: NodeKey, effect: Effect, observed: ObservedNode) -> None:
         """What an observation asks to be done, once it is written down."""
