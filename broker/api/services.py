@@ -235,10 +235,11 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         asked = calls.watch_request(request)
         self._check_tenant(asked.tenant)
         log = self._book.events
-        current = list(self._book.workspaces.values()) if asked.after_revision == 0 else None
+        current = None
+        if asked.after_revision == 0:
+            await self._book.settled()  # so that what is shown first is what was published
+            current = list(self._book.workspaces.values())
         subscription = log.subscribe(asked.after_revision, current, self._clock.now())
-        if current is not None:
-            current = None
         async for change in changes(log, subscription, BOOKMARK_EVERY):
             if isinstance(change, int):
                 yield calls_pb.WatchWorkspacesResponse(revision=change, time=timestamp(self._clock.now()))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from broker.core.feasibility import ADDRESS_PREFIX
+from broker.core.lifecycle import holds
 from broker.core.model import FINAL, Node, State, Workspace
 from broker.core.slots import POOL_ROW, SlotKey
 
@@ -33,10 +35,15 @@ class Holding:
 
 
 def _kept(node: Node, amounts: dict[str, int]) -> dict[str, int]:
-    """What of its amounts a node holds: a released one keeps its disk (and addresses), nothing else."""
-    if not node.released:
+    """What of its amounts a node holds, by the life cycle's table: a released one its disk and addresses alone."""
+    held = holds(node.state, node.released)
+    if held.host:
         return amounts
-    return {name: amount for name, amount in amounts.items() if name == DISK or name.startswith("address:")}
+    return {
+        name: amount
+        for name, amount in amounts.items()
+        if (name == DISK and held.disk) or (name.startswith(ADDRESS_PREFIX) and held.addresses)
+    }
 
 
 def same_terms(one: Workspace, other: Workspace) -> bool:
@@ -57,8 +64,6 @@ def holdings(workspace: Workspace, nodes: Iterable[Node]) -> Iterator[Holding]:
         return
     due = workspace.prepare_time or workspace.start_time or workspace.create_time
     for node in nodes:
-        if node.state in FINAL or node.state is State.PENDING:
-            continue
         start = due if node.state is State.RESERVED else BEGUN
         places = [("host", node.host, node.held), ("pool", POOL_ROW, node.pool_held)]
         if node.target_host:
@@ -87,11 +92,9 @@ def quota_use(workspace: Workspace) -> Iterator[tuple[str, str, int]]:
 def node_quota_use(nodes: Iterable[Node]) -> Iterator[tuple[str, str, int]]:
     """What nodes take of their tenant's limits: (pool, resource, amount)."""
     for node in nodes:
-        if node.state in FINAL:
+        if not holds(node.state, node.released).quota:
             continue
         yield node.pool, "nodes", 1
-        if node.state is State.PENDING:
-            continue
         for amounts in (node.held, node.pool_held):
             for name, amount in _kept(node, amounts).items():
                 yield node.pool, name, amount
