@@ -15,8 +15,9 @@ from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Final, cast
+
+from msgspec.structs import replace
 
 from broker.core.accounting import holdings, node_quota_use, quota_use, same_terms
 from broker.core.clock import Clock

@@ -11,15 +11,15 @@ import asyncio
 from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import Struct
 
 from broker.core.errors import BrokerError, Reason
 from broker.core.model import State, Workspace
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(Struct, frozen=True, kw_only=True):
     """One workspace as it was right after a change; `previous` is None for a new one."""
 
     revision: int

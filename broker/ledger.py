@@ -8,7 +8,8 @@ content it is refused. What is refused, or only tried, leaves no trace.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from broker.book import Book, Transaction
 from broker.core.clock import Clock
@@ -16,8 +17,7 @@ from broker.core.errors import BrokerError, Reason
 from broker.core.model import RequestRecord, Workspace
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(Struct, frozen=True, kw_only=True):
     """Which call it is: the scope of its request id ("": none), and what was asked."""
 
     tenant: str

@@ -7,8 +7,9 @@ placement through these few functions, so that the same words get the same answe
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
+
+from msgspec.structs import replace
 
 from broker.core.errors import BrokerError, PlacementRefused, Reason
 from broker.core.model import EndAction, Node, NodeSet, State, Workspace

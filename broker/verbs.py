@@ -7,9 +7,10 @@ reachability, room for what gave its capacity back.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
+
+from msgspec.structs import replace
 
 from backends.base import Action
 from broker.book import Book, Transaction

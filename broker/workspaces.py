@@ -10,9 +10,10 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
+
+from msgspec import Struct
 
 from backends.base import Action
 from broker.book import Book, Transaction
@@ -55,8 +56,7 @@ WAITED_FOR: Final = frozenset(state for state in State if not state.moving and s
 """What a wait for no state in particular waits for: anything that does not move on by itself."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckAnswer:
+class CheckAnswer(Struct, frozen=True, kw_only=True):
     """Where a request fits, or why not; the generations are those that were judged."""
 
     outcome: Outcome

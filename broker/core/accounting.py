@@ -7,9 +7,10 @@ from records and never kept beside them, so they cannot drift.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
+
+from msgspec import Struct
 
 from broker.core.feasibility import ADDRESS_PREFIX
 from broker.core.lifecycle import holds
@@ -22,8 +23,7 @@ BEGUN: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """From when on a node that is not ahead any more holds its slot: a wall clock that steps back must not free it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holding:
+class Holding(Struct, frozen=True, kw_only=True):
     """Amounts held on one host (or on the pool itself, POOL_ROW) over [start, end)."""
 
     pool: str

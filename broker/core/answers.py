@@ -7,9 +7,10 @@ stands in reasons.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+
+from msgspec import Struct, field
 
 
 class Outcome(StrEnum):
@@ -45,8 +46,7 @@ class ReasonCode(StrEnum):
     SEARCH_LIMIT = "SEARCH_LIMIT"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
+class Reason(Struct, frozen=True, kw_only=True):
     """One obstacle. `host_count`: in a pool's verdict, on how many of all its hosts; 0 where it is the pool's
     own.
     """
@@ -61,8 +61,7 @@ class Reason:
     host_count: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(Struct, frozen=True, kw_only=True):
     """Why a pool, or one of its hosts, can or cannot take the request.
 
     A host's verdict looks at single nodes: `nodes_fit` is how many nodes of the set that fits it best it
@@ -79,8 +78,7 @@ class Verdict:
     host_total: int = 0  # of a pool's verdict: how many hosts it has
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetAssignment:
+class SetAssignment(Struct, frozen=True, kw_only=True):
     """Where the nodes of one set go: a host for each node, in node order."""
 
     set_index: int
@@ -88,8 +86,7 @@ class SetAssignment:
     hosts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Struct, frozen=True, kw_only=True):
     """A placement that fits over `[start, end)`; `end` None is open-ended. One assignment a set, in their
     order.
     """
@@ -103,8 +100,7 @@ class Plan:
     generations: Mapping[str, int] = field(default_factory=dict)  # of the pools used
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotNow:
+class NotNow(Struct, frozen=True, kw_only=True):
     """No room now. `earliest` None: no known end would give it, or it was not found within the bound on
     work.
     """
@@ -113,8 +109,7 @@ class NotNow:
     verdicts: tuple[Verdict, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Never:
+class Never(Struct, frozen=True, kw_only=True):
     """It would not fit even if every host were enabled, answering and empty."""
 
     verdicts: tuple[Verdict, ...]

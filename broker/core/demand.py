@@ -7,9 +7,10 @@ is held.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+
+from msgspec import Struct, field
 
 
 class Placement(StrEnum):
@@ -20,8 +21,7 @@ class Placement(StrEnum):
     ONE_PER_HOST = "ONE_PER_HOST"  # a rule, not a wish: no two nodes of the set on one host
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetRequest:
+class SetRequest(Struct, frozen=True, kw_only=True):
     """`count` equal nodes. `min_count` 0 means exactly `count`; else as many as fit from `min_count` to
     `count`.
     """
@@ -50,8 +50,7 @@ class SetRequest:
         return self.min_count or self.count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlacementRequest:
+class PlacementRequest(Struct, frozen=True, kw_only=True):
     """Node sets placed together, all or nothing."""
 
     sets: tuple[SetRequest, ...]
@@ -66,8 +65,7 @@ class PlacementRequest:
             raise ValueError("a request has at least one node set")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class Window(Struct, frozen=True, kw_only=True):
     """When. `latest_start` None: exactly at `start`; else the earliest start in `[start, latest_start]` that
     fits.
 

@@ -13,9 +13,10 @@ A reason is a name of the API's `ErrorReason` and stands for exactly one gRPC co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     from broker.core.placement import Verdict
@@ -70,8 +71,7 @@ class FieldReason(StrEnum):
     IN_THE_PAST = "IN_THE_PAST"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FieldViolation:
+class FieldViolation(Struct, frozen=True, kw_only=True):
     """One bad field: its path in the request, why, and what would do."""
 
     path: str
@@ -79,8 +79,7 @@ class FieldViolation:
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuotaViolation:
+class QuotaViolation(Struct, frozen=True, kw_only=True):
     """One limit that a request would pass, in the limit's own unit."""
 
     subject: str  # tenants/{tenant}, or tenants/{tenant}/pools/{pool}
@@ -90,8 +89,7 @@ class QuotaViolation:
     requested: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class Failure(Struct, frozen=True, kw_only=True):
     """An error kept on a resource (`last_error`): the same reason and words a failed call would carry."""
 
     reason: Reason

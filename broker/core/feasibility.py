@@ -7,9 +7,9 @@ hosts only; how a group lies on them is arrange.py's business.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from broker.core.answers import ReasonCode
 from broker.core.demand import Placement, SetRequest
@@ -41,8 +41,7 @@ def held_amounts(snapshot: PoolSnapshot, wanted: SetRequest) -> tuple[dict[str, 
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class Rule(Struct, frozen=True, kw_only=True):
     """Hosts that a rule of the request keeps from a set, whatever their room; waiting never lifts it."""
 
     code: ReasonCode
@@ -50,8 +49,7 @@ class Rule:
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class Room(Struct, frozen=True, kw_only=True):
     """What is free: per host (one array a resource of the case, never copied unless changed) and of the
     pool.
     """

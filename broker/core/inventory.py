@@ -7,12 +7,12 @@ held comes from the slot table, not from here; `foreign` is what strangers' VMs 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import TypeAlias
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from broker.core.demand import Placement
@@ -33,8 +33,7 @@ class HostState(IntEnum):
     LOST = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostRecord:
+class HostRecord(Struct, frozen=True, kw_only=True):
     """One host as an inventory is built from: `total` is what may be promised (reserve off, overcommit
     on).
     """
@@ -46,8 +45,7 @@ class HostRecord:
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class HostInventory:
+class HostInventory(Struct, frozen=True, kw_only=True, eq=False):
     """Hosts by name, resource-major: row r of the tables is resource r of every host. Do not write to the
     arrays.
     """
@@ -140,8 +138,7 @@ def as_texts(value: AttributeValue) -> frozenset[str]:
     return frozenset(str(member) for member in value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PoolSnapshot:
+class PoolSnapshot(Struct, frozen=True, kw_only=True, eq=False):
     """A pool at `now`. The slot table is read, never changed.
 
     `pool_totals` names the resources that belong to the pool and not to a host: "disk" on a shared datastore,

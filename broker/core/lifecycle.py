@@ -8,8 +8,10 @@ node holds (slots.py), nor how a step is retried (engine/retry.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from broker.core.errors import Reason
 from broker.core.model import Cause, State
@@ -185,8 +187,7 @@ class Do(StrEnum):
     STRAY = "stray"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerbCell:
+class VerbCell(Struct, frozen=True, kw_only=True):
     """One cell of VERBS, for one way of asking. `instead`: the verb that would do, if one would."""
 
     answer: Answer
@@ -195,8 +196,7 @@ class VerbCell:
     instead: Verb | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effect:
+class Effect(Struct, frozen=True, kw_only=True):
     """One cell of the table of observations. `cause` None: as it was."""
 
     do: Do
@@ -205,8 +205,7 @@ class Effect:
     reason: Reason | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holding:
+class Holding(Struct, frozen=True, kw_only=True):
     """What a node takes: of its host (cpu, memory, extras), disk, addresses, and the quotas of nodes."""
 
     host: bool

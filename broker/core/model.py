@@ -8,9 +8,10 @@ Nothing here decides anything: the rules stand in lifecycle.py, placement.py and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+
+from msgspec import Struct, field
 
 from broker.core.errors import Failure
 from broker.core.placement import Placement
@@ -105,16 +106,14 @@ class ValueKind(StrEnum):
     STRING_LIST = "STRING_LIST"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TypedValue:
+class TypedValue(Struct, frozen=True, kw_only=True):
     """A parameter's value together with its kind."""
 
     kind: ValueKind
     value: bool | int | float | str | tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class Terms(Struct, frozen=True, kw_only=True):
     """When capacity is wanted. Nothing set: as soon as possible, for the pool's default duration."""
 
     start_time: datetime | None = None
@@ -125,8 +124,7 @@ class Terms:
     end_action: EndAction = EndAction.TERMINATE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nic:
+class Nic(Struct, frozen=True, kw_only=True):
     """A wanted interface."""
 
     network: str
@@ -134,8 +132,7 @@ class Nic:
     addresses: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
+class Disk(Struct, frozen=True, kw_only=True):
     """A wanted extra disk: from an image, or blank."""
 
     image: str = ""
@@ -145,8 +142,7 @@ class Disk:
     save_as: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeSet:
+class NodeSet(Struct, frozen=True, kw_only=True):
     """count identical nodes. `amounts` is what a guest gets: the instance type's with the request's own on top."""
 
     name: str = ""
@@ -174,8 +170,7 @@ class NodeSet:
         return taken
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeenNic:
+class SeenNic(Struct, frozen=True, kw_only=True):
     """An interface as the backend showed it."""
 
     network: str
@@ -184,8 +179,7 @@ class SeenNic:
     mac: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class Node(Struct, frozen=True, kw_only=True):
     """One VM of a workspace.
 
     `held` and `pool_held` are what it takes of its host and of its pool (overhead included) while it holds anything.
@@ -210,8 +204,7 @@ class Node:
     last_error: Failure | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class Notice(Struct, frozen=True, kw_only=True):
     """Something its owner should know in time; it stays until it no longer holds."""
 
     kind: NoticeKind
@@ -225,8 +218,7 @@ def without(notices: tuple[Notice, ...], kind: NoticeKind) -> tuple[Notice, ...]
     return tuple(notice for notice in notices if notice.kind is not kind)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workspace:
+class Workspace(Struct, frozen=True, kw_only=True):
     """A lease of one or more VMs, placed all or nothing."""
 
     uid: str
@@ -279,8 +271,7 @@ NodeKey = tuple[str, int]
 """(workspace uid, node index)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class Task(Struct, frozen=True, kw_only=True):
     """What is under way on one node: a row, committed before each step is tried.
 
     `position` counts the steps the backend has accepted; past the last one the task waits until the node is seen to
@@ -319,8 +310,7 @@ class Task:
         return self.steps[self.position] if self.position < len(self.steps) else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRecord:
+class RequestRecord(Struct, frozen=True, kw_only=True):
     """An answered request id: which workspace it made or changed, and a hash of all that was asked."""
 
     tenant: str

@@ -7,9 +7,10 @@ Nothing here is stored: broker/workspaces.py turns requests into workspaces.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
+
+from msgspec import Struct, field
 
 from broker.core.errors import FieldReason, FieldViolation
 from broker.core.model import EndAction, NodeSet, State, Terms, TypedValue
@@ -32,8 +33,7 @@ _UNKNOWN = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
+class Reference(Struct, frozen=True, kw_only=True):
     """One name to be looked up. `pools`: where it must be known; empty: in any pool the caller may use."""
 
     path: str
@@ -51,8 +51,7 @@ class Reference:
         return FieldViolation(path=self.path, reason=FieldReason.WRONG_KIND, message=message)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkspaceRequest:
+class WorkspaceRequest(Struct, frozen=True, kw_only=True):
     """A workspace as wished for. `path` is where it stood in the request."""
 
     node_sets: tuple[NodeSet, ...]
@@ -118,8 +117,7 @@ def _of_set(nodes: NodeSet, path: str, pool: str) -> list[Reference]:
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateRequest:
+class CreateRequest(Struct, frozen=True, kw_only=True):
     """CreateWorkspace. `workspace_id` "" : the broker picks one."""
 
     tenant: str
@@ -131,8 +129,7 @@ class CreateRequest:
     if_pool_generations: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckRequest:
+class CheckRequest(Struct, frozen=True, kw_only=True):
     """CheckPlacement."""
 
     tenant: str
@@ -141,8 +138,7 @@ class CheckRequest:
     include_offers: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(Struct, frozen=True, kw_only=True):
     """What a verb acts on. `node_indexes` (): all nodes that are not final. `etag` "": whatever it is now."""
 
     tenant: str
@@ -153,8 +149,7 @@ class Target:
     digest: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SaveRequest:
+class SaveRequest(Struct, frozen=True, kw_only=True):
     """SaveNode. At most one node index; none is for a workspace of one node."""
 
     target: Target
@@ -163,8 +158,7 @@ class SaveRequest:
     terminate_after: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateRequest:
+class UpdateRequest(Struct, frozen=True, kw_only=True):
     """UpdateWorkspace. Only what `paths` names is meant; `duration` None: the pool's default again."""
 
     tenant: str
@@ -181,8 +175,7 @@ class UpdateRequest:
     validate_only: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StrayRequest:
+class StrayRequest(Struct, frozen=True, kw_only=True):
     """ResolveStray. `tenant` "": it is to be ended. `duration` None: the pool's default."""
 
     pool: str
@@ -195,16 +188,14 @@ class StrayRequest:
     digest: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class Page(Struct, frozen=True, kw_only=True):
     """How much of a list is wanted, and after which place. `position` "": from the start."""
 
     size: int
     position: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListRequest:
+class ListRequest(Struct, frozen=True, kw_only=True):
     """ListWorkspaces. `tenant` None: all the caller may see. `uids` empty: any."""
 
     tenant: str | None
@@ -215,8 +206,7 @@ class ListRequest:
     uids: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaitRequest:
+class WaitRequest(Struct, frozen=True, kw_only=True):
     """WaitWorkspace. `states` empty: any not ending in -ING. `timeout` None: as long as the call."""
 
     tenant: str
@@ -225,8 +215,7 @@ class WaitRequest:
     timeout: timedelta | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WatchRequest:
+class WatchRequest(Struct, frozen=True, kw_only=True):
     """WatchWorkspaces. `after_revision` 0: every current workspace first."""
 
     tenant: str | None

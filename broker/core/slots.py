@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from broker.core.sweep import Begun, IntArray, sweep
@@ -54,8 +54,7 @@ def from_us(instant: int) -> datetime | None:
     return None if instant >= INFINITY else _EPOCH + timedelta(microseconds=int(instant))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
+class Slot(Struct, frozen=True, kw_only=True):
     """Amounts held on a host over `[start, end)`; `end` None is open-ended."""
 
     key: SlotKey

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from broker.core.errors import BrokerError, Reason, not_found
 from broker.core.lifecycle import Answer, Verb, VerbCell, ask
@@ -17,8 +18,7 @@ from broker.core.model import RESTING, Node, State, Workspace
 GOING_ON = frozenset({Verb.START, Verb.UNPAUSE, Verb.RESUME})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(Struct, frozen=True, kw_only=True):
     """A verb on a workspace that is not refused: GO moves `nodes` to `to`; ALREADY changes nothing."""
 
     answer: Answer
@@ -26,8 +26,7 @@ class Asked:
     to: State | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class Summary(Struct, frozen=True, kw_only=True):
     """A workspace's state as its nodes make it; `lost` nodes put up the notice DEGRADED."""
 
     state: State

@@ -11,9 +11,11 @@ import asyncio
 import heapq
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
+
+from msgspec.structs import replace
 
 from backends.base import Action, Capability
 from broker.book import Book, Transaction

@@ -11,10 +11,11 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
+
+from msgspec.structs import replace
 
 from backends.base import Action, BackendError, ObservedNode
 from broker.book import Book

@@ -5,8 +5,9 @@ Values only: nothing is written, called or timed here.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
+
+from msgspec.structs import replace
 
 from backends.base import Action, Observation, ObservedNode
 from broker.core.errors import Failure, Reason

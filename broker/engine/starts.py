@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from backends.base import Action, Step
 from broker.book import Book, Transaction

@@ -7,9 +7,10 @@ transaction that decides it.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
+
+from msgspec.structs import replace
 
 from backends.base import Action
 from broker.book import Transaction

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
+
+from msgspec import Struct, field
 
 from broker.core.model import RequestRecord, Task, Workspace
 
@@ -27,6 +28,8 @@ class Table(Enum):
     REQUESTS = "requests"
     SETTINGS = "settings"
 
+    __hash__ = object.__hash__  # Enum's own is not made for a key looked up at each change
+
 
 class Row(NamedTuple):
     """Write this record under this key, or with None remove it."""
@@ -36,8 +39,7 @@ class Row(NamedTuple):
     record: object | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class Stored(Struct, frozen=True, kw_only=True):
     """Everything a store holds, as read at start."""
 
     workspaces: list[Workspace] = field(default_factory=list)

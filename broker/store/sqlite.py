@@ -16,7 +16,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -25,6 +25,8 @@ from broker.core.model import RequestRecord, Task, Workspace
 from broker.store.base import Row, Stored, StoreProblem, Table
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 GROUP_WINDOW: Final = 0.002
 """Seconds a commit waits for others to join while several calls are in flight."""
@@ -41,6 +43,22 @@ MIGRATIONS: Final = (
                            record TEXT NOT NULL, PRIMARY KEY (tenant, method, request_id)) WITHOUT ROWID;
     CREATE TABLE settings (key TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
     """,
+    # Rows in the order they came: what is written together lies together, so that a commit writes few pages.
+    "".join(
+        f"""
+        CREATE TABLE moved (id INTEGER PRIMARY KEY, record TEXT NOT NULL);
+        INSERT INTO moved (record) SELECT record FROM {table};
+        DROP TABLE {table};
+        ALTER TABLE moved RENAME TO {table};
+        """
+        for table in ("workspaces", "tasks", "requests")
+    )
+    + """
+    CREATE TABLE moved (id INTEGER PRIMARY KEY, key TEXT NOT NULL, record TEXT NOT NULL);
+    INSERT INTO moved (key, record) SELECT key, record FROM settings;
+    DROP TABLE settings;
+    ALTER TABLE moved RENAME TO settings;
+    """,
 )
 """Schema steps; step N brings a file from version N to N + 1. Append only."""
 
@@ -50,22 +68,66 @@ _request = msgspec.json.Decoder(RequestRecord).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def _text(record: object) -> str:
-    return record if isinstance(record, str) else _encode(record).decode()
+class _Rows:
+    """Which row of a table each key's record stands in; settings alone spell out their key."""
+
+    def __init__(self, table: Table) -> None:
+        name, keyed = table.value, table is Table.SETTINGS
+        self.insert = f"INSERT INTO {name} VALUES (?, ?{', ?' * keyed})"
+        self.update = f"UPDATE {name} SET record = ? WHERE id = ?"
+        self.delete = f"DELETE FROM {name} WHERE id = ?"
+        self.keyed = keyed
+        self.ids: dict[Hashable, int] = {}
+        self.next_id = 1
+
+    def read(self, key: Hashable, id_: int) -> None:
+        """Notes a row that was found. Raises ValueError for the second of one key."""
+        if self.ids.setdefault(key, id_) != id_:
+            raise ValueError(f"two records of {key}")
+        self.next_id = max(self.next_id, id_ + 1)
 
 
-_PUT: Final = {
-    Table.WORKSPACES: "INSERT INTO workspaces VALUES (?, ?) ON CONFLICT DO UPDATE SET record = excluded.record",
-    Table.TASKS: "INSERT INTO tasks VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET record = excluded.record",
-    Table.REQUESTS: "INSERT INTO requests VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET record = excluded.record",
-    Table.SETTINGS: "INSERT INTO settings VALUES (?, ?) ON CONFLICT DO UPDATE SET record = excluded.record",
-}
-_REMOVE: Final = {
-    Table.WORKSPACES: "DELETE FROM workspaces WHERE uid = ?",
-    Table.TASKS: "DELETE FROM tasks WHERE uid = ? AND node = ?",
-    Table.REQUESTS: "DELETE FROM requests WHERE tenant = ? AND method = ? AND request_id = ?",
-    Table.SETTINGS: "DELETE FROM settings WHERE key = ?",
-}
+class _Batch:
+    """What one commit does to one table."""
+
+    def __init__(self, rows: _Rows) -> None:
+        self._rows = rows
+        self._inserted: list[tuple[object, ...]] = []
+        self._updated: list[tuple[str, int]] = []
+        self._deleted: list[tuple[int]] = []
+        self._new: dict[Hashable, int] = {}
+        self._gone: list[Hashable] = []
+
+    def add(self, key: Hashable, record: object | None) -> None:
+        """Takes one record in; None removes the one there is."""
+        known = self._rows.ids.get(key)
+        if record is None:
+            if known is not None:
+                self._deleted.append((known,))
+                self._gone.append(key)
+            return
+        text = record if isinstance(record, str) else _encode(record).decode()
+        if known is not None:
+            self._updated.append((text, known))
+            return
+        id_ = self._new[key] = self._rows.next_id + len(self._new)
+        self._inserted.append((id_, key, text) if self._rows.keyed else (id_, text))
+
+    def write(self, db: sqlite3.Connection) -> None:
+        """Hands all of it to SQLite."""
+        if self._inserted:
+            db.executemany(self._rows.insert, self._inserted)
+        if self._updated:
+            db.executemany(self._rows.update, self._updated)
+        if self._deleted:
+            db.executemany(self._rows.delete, self._deleted)
+
+    def committed(self) -> None:
+        """It is in the file."""
+        self._rows.ids.update(self._new)
+        self._rows.next_id += len(self._new)
+        for key in self._gone:
+            del self._rows.ids[key]
 
 
 class SqliteStore:
@@ -78,6 +140,7 @@ class SqliteStore:
         self._pending: dict[tuple[Table, Hashable], Row] = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._timer: asyncio.Handle | None = None
+        self._rows = {table: _Rows(table) for table in Table}
         self._lock_file = self._take_lock()
         try:
             self._db = self._open()
@@ -142,13 +205,27 @@ class SqliteStore:
             if damage != "ok":
                 raise StoreProblem(f"{self.path} is damaged ({damage}); restore a copy of it")
             return Stored(
-                workspaces=[_workspace(row[0]) for row in self._db.execute("SELECT record FROM workspaces")],
-                tasks=[_task(row[0]) for row in self._db.execute("SELECT record FROM tasks")],
-                requests=[_request(row[0]) for row in self._db.execute("SELECT record FROM requests")],
-                settings=dict(self._db.execute("SELECT key, record FROM settings").fetchall()),
+                workspaces=self._read(Table.WORKSPACES, _workspace, lambda workspace: workspace.uid),
+                tasks=self._read(Table.TASKS, _task, lambda task: task.key),
+                requests=self._read(Table.REQUESTS, _request, lambda request: request.key),
+                settings=self._settings(),
             )
-        except (sqlite3.Error, msgspec.DecodeError) as error:
+        except (sqlite3.Error, msgspec.DecodeError, ValueError) as error:
             raise StoreProblem(f"{self.path} cannot be read: {error}; restore a copy of it") from error
+
+    def _read(self, table: Table, decode: Callable[[str], T], key: Callable[[T], Hashable]) -> list[T]:
+        found = []
+        for id_, text in self._db.execute(f"SELECT id, record FROM {table.value} ORDER BY id"):
+            found.append(record := decode(text))
+            self._rows[table].read(key(record), id_)
+        return found
+
+    def _settings(self) -> dict[str, str]:
+        found = {}
+        for id_, key, value in self._db.execute("SELECT id, key, record FROM settings"):
+            self._rows[Table.SETTINGS].read(key, id_)
+            found[key] = value
+        return found
 
     def submit(self, rows: Sequence[Row], *, alone: bool) -> asyncio.Future[None]:
         """Takes rows for the next commit; see the port."""
@@ -198,20 +275,20 @@ class SqliteStore:
                 future.set_result(None)
 
     def _write(self, rows: Sequence[Row]) -> None:
-        execute = self._db.execute
-        execute("BEGIN IMMEDIATE")
+        batches = {table: _Batch(rows) for table, rows in self._rows.items()}
+        for row in rows:
+            batches[row.table].add(row.key, row.record)
+        self._db.execute("BEGIN IMMEDIATE")
         try:
-            for row in rows:
-                key = row.key if isinstance(row.key, tuple) else (row.key,)
-                if row.record is None:
-                    execute(_REMOVE[row.table], key)
-                else:
-                    execute(_PUT[row.table], (*key, _text(row.record)))
-            execute("COMMIT")
+            for batch in batches.values():
+                batch.write(self._db)
+            self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
-                execute("ROLLBACK")
+                self._db.execute("ROLLBACK")
             raise
+        for batch in batches.values():
+            batch.committed()
 
     def close(self) -> None:
         """Commits what is pending and lets go of the file."""

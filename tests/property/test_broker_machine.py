@@ -24,6 +24,7 @@ import pytest
 from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from msgspec import structs
 
 from backends import registry
 from backends.base import HostState, Identity, Observation, Step
@@ -369,7 +370,7 @@ class BrokerMachine(RuleBasedStateMachine):
             request.request_id,
             answer,
             request.digest,
-            lambda broker, digest: broker.workspaces.create(replace(request, digest=digest)),
+            lambda broker, digest: broker.workspaces.create(structs.replace(request, digest=digest)),
         )
 
     def _remember(
@@ -493,7 +494,7 @@ class BrokerMachine(RuleBasedStateMachine):
         image = f"image{self.names % 3}"
 
         def call(broker: PortlessBroker, digest: str) -> Coroutine[Any, Any, Workspace]:
-            same = replace(target, digest=digest)
+            same = structs.replace(target, digest=digest)
             if verb is Verb.SAVE:
                 return broker.verbs.save(SaveRequest(target=same, image_name=image, terminate_after=force))
             return broker.verbs.verb(
@@ -532,7 +533,7 @@ class BrokerMachine(RuleBasedStateMachine):
         )
 
         def call(broker: PortlessBroker, digest: str) -> Coroutine[Any, Any, Workspace]:
-            return broker.updates.update(replace(request, digest=digest))
+            return broker.updates.update(structs.replace(request, digest=digest))
 
         async def step() -> None:
             before = self.rig.broker.book.workspaces[workspace.uid]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from google.rpc import error_details_pb2 as rpc
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from workspacebroker.v1 import resources_pb2 as pb
 
 from broker.api import render, render_pools, times

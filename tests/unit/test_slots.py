@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from broker.core.slots import INFINITY, POOL_ROW, Slot, SlotTable, from_us, to_us
 
