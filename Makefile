@@ -3,15 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.bench-installed
 
-.PHONY: help demo test lint protos bench faults soak floors breaking-baseline clean
+.PHONY: help demo test lint protos bench bench-guard faults soak floors breaking-baseline clean
 
 help:
 	@echo "make demo     the whole story, each step with real answers"
 	@echo "make test     the test suite"
 	@echo "make lint     ruff, mypy, import-linter, buf"
 	@echo "make protos   generate the Python code of the API"
-	@echo "make bench    durable creates against a bare gRPC echo; plan() by number of hosts"
+	@echo "make bench    all benchmarks, each figure as a ratio to a baseline of the same run; 15 minutes"
+	@echo "make bench-guard  the same, and fails where a ratio is a quarter worse than in benchmarks/table.json"
 	@echo "make faults   2,000 life cycles through a network that spoils a fifth of all calls"
 	@echo "make soak     10 minutes of load: memory and open files"
 	@echo "make floors   the tests against the oldest dependencies supported"
@@ -42,9 +44,16 @@ lint: $(STAMP)
 breaking-baseline: $(STAMP)
 	$(BIN)/python tools/lint_protos.py --write-baseline
 
-bench: $(STAMP)
-	$(BIN)/python -m benchmarks.durable_create
-	$(BIN)/python -m benchmarks.plan_time
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
+
+bench: $(BENCH_STAMP)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# By hand and on a quiet machine: only ratios are compared, but a busy neighbour spoils those, too.
+bench-guard: $(BENCH_STAMP)
+	$(BIN)/python -m benchmarks --compare benchmarks/table.json $(BENCH_ARGS)
 
 faults: $(STAMP)
 	$(BIN)/python -m tests.faults.run --cycles 2000

@@ -1,0 +1,167 @@
+"""The table of a run: for people, as a file, and against an earlier one."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from benchmarks.harness import Row
+
+LOSS_ALLOWED: Final = 0.25
+"""Share by which a ratio may be worse than in the committed table."""
+
+PACKAGES: Final = ("grpcio", "protobuf", "numpy", "uvloop")
+HEADINGS: Final = ("benchmark", "case", "measure", "ours", "baseline", "which is", "ratio (low-high)", "goal", "")
+WIDEST: Final = (16, 32, 24, 10, 10, 20, 18, 7, 11)
+"""Characters a column may take; longer cells go on in the next line."""
+
+RIGHT: Final = {3, 4, 6}  # columns of numbers
+GAP: Final = "  "
+EXPLAINED: Final = (
+    "ours, baseline: medians of the rounds; ratio: the median of ours / baseline round by round, and its extremes"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What was measured, by the module that did, and on which machine."""
+
+    machine: Mapping[str, str]
+    benchmarks: Mapping[str, Sequence[Row]]
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows in order."""
+        return [row for rows in self.benchmarks.values() for row in rows]
+
+
+def machine() -> dict[str, str]:
+    """What figures depend on beside the code."""
+    facts = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpus": str(os.cpu_count()),
+        "python": platform.python_version(),
+    }
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "none"
+    return facts
+
+
+def write(path: Path, run: Run) -> None:
+    """Writes a run as JSON."""
+    path.write_text(json.dumps(asdict(run), indent=1) + "\n")
+
+
+def read(path: Path) -> Run:
+    """A run that was written. Raises OSError, or ValueError, TypeError or KeyError where the file holds none."""
+    document = json.loads(path.read_text())
+    return Run(
+        machine=document["machine"],
+        benchmarks={name: [Row(**row) for row in rows] for name, rows in document["benchmarks"].items()},
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _verdict(row: Row) -> str:
+    if row.void:
+        return "void"
+    return {None: "", True: "reached", False: "not reached"}[row.reached]
+
+
+def _cells(row: Row, marks: str) -> tuple[str, ...]:
+    goal = "" if row.goal is None else f"{'>=' if row.higher_is_better else '<='} {row.goal:g}"
+    return (
+        row.benchmark,
+        row.case,
+        f"{row.measure}, {row.unit}{marks}",
+        _number(row.ours),
+        _number(row.baseline),
+        row.baseline_name,
+        f"{row.ratio:.2f} ({row.low:.2f}-{row.high:.2f})",
+        goal,
+        _verdict(row),
+    )
+
+
+def render(run: Run) -> str:
+    """The table in plain text, with what is to be said of single rows below it."""
+    footnotes: dict[str, int] = {}
+    lines: list[tuple[str, ...]] = [HEADINGS]
+    for row in run.rows:
+        said = [*filter(None, (row.note, row.void and f"void: {row.void}"))]
+        marks = "".join(f" [{footnotes.setdefault(text, len(footnotes) + 1)}]" for text in said)
+        lines.append(_cells(row, marks))
+    wrapped = [[textwrap.wrap(cell, width) or [""] for cell, width in zip(line, WIDEST, strict=True)] for line in lines]
+    widths = [max(len(part) for line in wrapped for part in line[column]) for column in range(len(HEADINGS))]
+    rule = "-" * (sum(widths) + len(GAP) * (len(widths) - 1))
+    text = []
+    before: Sequence[Sequence[str]] = ()
+    for cells in wrapped:
+        same = 0 if not before or cells[0] != before[0] else 1 if cells[1] != before[1] else 2
+        if before and not same:
+            text.append(rule)
+        before, cells = cells, [[""] for _ in range(same)] + cells[same:]
+        for number in range(max(map(len, cells))):
+            text.append(_aligned([cell[number] if number < len(cell) else "" for cell in cells], widths))
+    text += ["", EXPLAINED]
+    text += [textwrap.fill(f"[{number}] {said}", len(rule)) for said, number in footnotes.items()]
+    text.append(", ".join(f"{name} {fact}" for name, fact in run.machine.items()))
+    return "\n".join(text) + "\n"
+
+
+def _aligned(cells: Iterable[str], widths: Sequence[int]) -> str:
+    return GAP.join(
+        cell.rjust(width) if column in RIGHT else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ).rstrip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a comparison has to say of one row."""
+
+    key: str
+    text: str
+    worse: bool
+
+
+def compare(committed: Run, measured: Run, names: Iterable[str]) -> list[Finding]:
+    """Where the ratios of these benchmarks got worse by more than `LOSS_ALLOWED`, or cannot be compared."""
+    return [
+        finding
+        for name in names
+        for finding in _compared(committed.benchmarks.get(name, ()), measured.benchmarks.get(name, ()))
+    ]
+
+
+def _compared(committed: Sequence[Row], measured: Sequence[Row]) -> Iterator[Finding]:
+    now = {row.key: row for row in measured}
+    for before in committed:
+        row = now.pop(before.key, None)
+        if row is None:
+            yield Finding(key=before.key, text="is not measured any more", worse=True)
+        elif row.void or before.void:
+            yield Finding(key=before.key, text=f"not compared, void: {row.void or before.void}", worse=False)
+        else:
+            loss = row.ratio / before.ratio - 1
+            if row.higher_is_better:
+                loss = -loss
+            if loss > LOSS_ALLOWED:
+                text = f"ratio {row.ratio:.2f}, was {before.ratio:.2f}: {loss:.0%} worse"
+                yield Finding(key=before.key, text=text, worse=True)
+    for key in now:
+        yield Finding(key=key, text="not compared: new", worse=False)
