@@ -30,7 +30,7 @@ THROUGHPUT: Final = "throughput"
 P50: Final = "latency p50"
 P99: Final = "latency p99"
 SERVER_CPU: Final = "server CPU"
-UNITS: Final = {THROUGHPUT: "calls/s", P50: "ms", P99: "ms", SERVER_CPU: "us/call"}
+UNITS: Final = {THROUGHPUT: "1/s", P50: "ms", P99: "ms", SERVER_CPU: "us each"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,12 +16,14 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from itertools import cycle
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any, Final
 
 import grpc.aio
 from workspacebroker.v1 import workspace_service_pb2 as api
+
+from benchmarks.http2 import messages_of
 
 WARM_UP: Final = 0.3
 """Seconds of calls before those that are timed."""
@@ -37,7 +39,9 @@ def with_fresh_ids(requests: Iterator[bytes]) -> Iterator[bytes]:
         yield request + api.CreateWorkspaceRequest(request_id=uuid.uuid4().hex).SerializeToString()
 
 
-async def load(call: Callable[[bytes], Any], requests: Iterator[bytes], in_flight: int, seconds: float) -> Any:
+async def load(
+    call: Callable[[bytes], Any], requests: Iterator[bytes], in_flight: int, seconds: float
+) -> dict[str, float]:
     """Keeps unary calls in flight; `calls` were timed, `warm_up_calls` came before."""
     latencies: list[float] = []
 
@@ -67,28 +71,21 @@ async def load(call: Callable[[bytes], Any], requests: Iterator[bytes], in_fligh
     }
 
 
-async def stream(call: Callable[[bytes], Any], request: bytes, messages: int) -> Any:
+def stream(address: str, path: str, request: bytes, messages: int) -> dict[str, float]:
     """Reads so many messages of one stream."""
     began, used = time.perf_counter(), time.process_time()
-    answers = call(request)
-    for _ in range(messages):
-        if await answers.read() is grpc.aio.EOF:
-            raise EOFError("the stream ended early")
+    for _ in islice(messages_of(address, path, request), messages):
+        pass
     took, used = time.perf_counter() - began, time.process_time() - used
-    answers.cancel()
     return {"warm_up_calls": 0, "calls": messages, "seconds": took, "cpu": used}
 
 
-async def measure(options: argparse.Namespace, lines: list[str]) -> Any:
-    """Connects, and does as the command line says."""
-    requests = [bytes.fromhex(line) for line in lines]
+async def unary(options: argparse.Namespace, requests: Sequence[bytes]) -> dict[str, float]:
+    """Connects, and makes the calls that the command line says."""
     async with grpc.aio.insecure_channel(
         options.address, options=[("grpc.max_receive_message_length", LARGEST_MESSAGE)]
     ) as channel:
         await channel.channel_ready()
-        if options.messages is not None:
-            reading: Any = channel.unary_stream(SERVICE + options.method)
-            return await stream(reading, requests[0], options.messages)
         call: Any = channel.unary_unary(SERVICE + options.method)
         endless: Iterator[bytes] = cycle(requests)
         if options.fresh_ids:
@@ -105,13 +102,17 @@ def main() -> None:
     parser.add_argument("seconds", type=float, nargs="?")
     parser.add_argument("--fresh-ids", action="store_true")
     parser.add_argument("--messages", type=int)
-    measuring = measure(parser.parse_args(), sys.stdin.read().split())
-    try:
-        import uvloop
-    except ImportError:
-        measured = asyncio.run(measuring)
+    options = parser.parse_args()
+    requests = [bytes.fromhex(line) for line in sys.stdin.read().split()]
+    if options.messages is not None:
+        measured = stream(options.address, SERVICE + options.method, requests[0], options.messages)
     else:
-        measured = uvloop.run(measuring)
+        try:
+            import uvloop
+        except ImportError:
+            measured = asyncio.run(unary(options, requests))
+        else:
+            measured = uvloop.run(unary(options, requests))
     json.dump(measured, sys.stdout)
 
 

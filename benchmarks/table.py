@@ -20,7 +20,7 @@ LOSS_ALLOWED: Final = 0.25
 
 PACKAGES: Final = ("grpcio", "protobuf", "numpy", "uvloop")
 HEADINGS: Final = ("benchmark", "case", "measure", "ours", "baseline", "which is", "ratio (low-high)", "goal", "")
-WIDEST: Final = (16, 32, 24, 10, 10, 20, 18, 7, 11)
+WIDEST: Final = (14, 34, 24, 9, 9, 18, 18, 7, 11)
 """Characters a column may take; longer cells go on in the next line."""
 
 RIGHT: Final = {3, 4, 6}  # columns of numbers
@@ -73,7 +73,11 @@ def read(path: Path) -> Run:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if 100 <= value < 1e7 else f"{value:.3g}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def _verdict(row: Row) -> str:
@@ -91,7 +95,7 @@ def _cells(row: Row, marks: str) -> tuple[str, ...]:
         _number(row.ours),
         _number(row.baseline),
         row.baseline_name,
-        f"{row.ratio:.2f} ({row.low:.2f}-{row.high:.2f})",
+        f"{_ratio(row.ratio)} ({_ratio(row.low)}-{_ratio(row.high)})",
         goal,
         _verdict(row),
     )
@@ -105,22 +109,33 @@ def render(run: Run) -> str:
         said = [*filter(None, (row.note, row.void and f"void: {row.void}"))]
         marks = "".join(f" [{footnotes.setdefault(text, len(footnotes) + 1)}]" for text in said)
         lines.append(_cells(row, marks))
+    text = _laid_out(lines)
+    width = max(map(len, text))
+    text += ["", EXPLAINED]
+    text += [textwrap.fill(f"[{number}] {said}", width) for said, number in footnotes.items()]
+    text += ["", _summary(run.rows), ", ".join(f"{name} {fact}" for name, fact in run.machine.items())]
+    return "\n".join(text) + "\n"
+
+
+def _laid_out(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of equal columns, a rule before each benchmark; what stands above already is not said again."""
     wrapped = [[textwrap.wrap(cell, width) or [""] for cell, width in zip(line, WIDEST, strict=True)] for line in lines]
-    widths = [max(len(part) for line in wrapped for part in line[column]) for column in range(len(HEADINGS))]
-    rule = "-" * (sum(widths) + len(GAP) * (len(widths) - 1))
-    text = []
-    before: Sequence[Sequence[str]] = ()
+    widths = [max(len(part) for line in wrapped for part in line[column]) for column in range(len(WIDEST))]
+    text: list[str] = []
+    above: Sequence[Sequence[str]] = ()
     for cells in wrapped:
-        same = 0 if not before or cells[0] != before[0] else 1 if cells[1] != before[1] else 2
-        if before and not same:
-            text.append(rule)
-        before, cells = cells, [[""] for _ in range(same)] + cells[same:]
+        same = 0 if not above or cells[0] != above[0] else 1 if cells[1] != above[1] else 2
+        if above and not same:
+            text.append("-" * (sum(widths) + len(GAP) * (len(widths) - 1)))
+        above, cells = cells, [[""]] * same + cells[same:]
         for number in range(max(map(len, cells))):
             text.append(_aligned([cell[number] if number < len(cell) else "" for cell in cells], widths))
-    text += ["", EXPLAINED]
-    text += [textwrap.fill(f"[{number}] {said}", len(rule)) for said, number in footnotes.items()]
-    text.append(", ".join(f"{name} {fact}" for name, fact in run.machine.items()))
-    return "\n".join(text) + "\n"
+    return text
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    goals = [row.reached for row in rows if row.reached is not None]
+    return f"{sum(goals)} of {len(goals)} goals reached; {sum(bool(row.void) for row in rows)} rows void"
 
 
 def _aligned(cells: Iterable[str], widths: Sequence[int]) -> str:
