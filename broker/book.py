@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 
 from msgspec.structs import replace
 
-from broker.core.accounting import holdings, node_quota_use, quota_use, same_terms
+from broker.core.accounting import holdings, node_quota_use, quota_use, same_holding, same_terms
 from broker.core.clock import Clock
 from broker.core.model import NodeKey, RequestRecord, Task, Workspace
 from broker.core.slots import SlotTable
@@ -102,7 +102,7 @@ class Transaction:
 
     async def _written(self) -> None:
         if self._durable is not None:
-            await asyncio.shield(self._durable)
+            await self._durable
 
     def _write(self, table: Table, key: Hashable, value: object) -> None:
         before = self._book._replace(table, key, value)
@@ -125,6 +125,7 @@ class Book:
         self.tasks: dict[NodeKey, Task] = {}
         self.requests: dict[tuple[str, str, str], RequestRecord] = {}
         self.settings: dict[str, str] = {}
+        self.settings_version = 0  # grows with every change of them
         self.revision = 0
         self.slots: defaultdict[str, SlotTable] = defaultdict(lambda: SlotTable(RESOURCES))
         self.generations: defaultdict[str, int] = defaultdict(int)
@@ -146,7 +147,8 @@ class Book:
         self._uids: dict[tuple[str, str], str] = {}
         self._names: list[tuple[str, str]] = []  # (tenant, id), sorted
         self._requests_of: defaultdict[str, set[tuple[str, str, str]]] = defaultdict(set)
-        self._unconfirmed: list[Transaction] = []
+        self._unconfirmed: dict[Transaction, None] = {}  # in the order they were made
+        self._unsettled_tasks: dict[NodeKey, Transaction] = {}  # the last of those that wrote a node's task
         store.on_failure = self._take_back
 
     def load(self) -> None:
@@ -186,14 +188,13 @@ class Book:
     async def settled(self) -> None:
         """Returns when all that was decided so far is durable. Raises BrokerError STORE_UNAVAILABLE."""
         if self._unconfirmed:
-            await self._unconfirmed[-1]._written()
+            await next(reversed(self._unconfirmed))._written()
 
     async def task_settled(self, key: NodeKey) -> None:
         """Returns when a node's task, as it stands, is durable. Raises BrokerError STORE_UNAVAILABLE."""
-        for transaction in reversed(self._unconfirmed):
-            if (Table.TASKS, key) in transaction._before:
-                await transaction._written()
-                return
+        transaction = self._unsettled_tasks.get(key)
+        if transaction is not None:
+            await transaction._written()
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -222,7 +223,10 @@ class Book:
                 callback()
             return
         rows: list[Row] = [Row(table, key, self._records(table).get(key)) for table, key in transaction._before]
-        self._unconfirmed.append(transaction)
+        self._unconfirmed[transaction] = None
+        for table, key in transaction._before:
+            if table is Table.TASKS:
+                self._unsettled_tasks[cast(NodeKey, key)] = transaction
         durable = self._store.submit(rows, alone=awaited and self.calls_in_flight <= 1)
         transaction._durable = durable
         durable.add_done_callback(lambda future: self._confirm(transaction, future))
@@ -230,7 +234,7 @@ class Book:
     def _confirm(self, transaction: Transaction, durable: asyncio.Future[None]) -> None:
         if durable.cancelled() or durable.exception() is not None:
             return  # taken back already
-        self._unconfirmed.remove(transaction)
+        del self._unconfirmed[transaction]
         now = self._clock.now()
         self.events.publish(
             [
@@ -242,8 +246,13 @@ class Book:
             for tell in self.on_workspace:
                 tell(workspace)
         for table, key in transaction._before:
-            if table is Table.TASKS and key in self.tasks:
-                self.on_task(self.tasks[key])
+            if table is Table.TASKS:
+                node = cast(NodeKey, key)
+                if self._unsettled_tasks.get(node) is transaction:
+                    del self._unsettled_tasks[node]
+                task = self.tasks.get(node)
+                if task is not None:
+                    self.on_task(task)
         for callback in transaction.after_commit:
             callback()
 
@@ -252,6 +261,7 @@ class Book:
         for transaction in reversed(self._unconfirmed):
             transaction._take_back()
         self._unconfirmed.clear()
+        self._unsettled_tasks.clear()
         self.on_lost()
 
     def _records(self, table: Table) -> dict[Any, Any]:
@@ -275,6 +285,8 @@ class Book:
             records[key] = value
         if table is Table.WORKSPACES:
             self._derive(cast(Workspace | None, before), cast(Workspace | None, value))
+        elif table is Table.SETTINGS:
+            self.settings_version += 1
         elif table is Table.TASKS:
             node = cast(NodeKey, key)
             if before is not None:
@@ -301,8 +313,14 @@ class Book:
             self._uids[name] = new.uid
             insort(self._names, name)
         if old is not None and new is not None and same_terms(old, new):
-            # Most changes are of one node among many: only what differs is derived anew.
-            pairs = [(was, now) for was, now in zip(old.nodes, new.nodes, strict=True) if was is not now]
+            # Most changes are of one node among many, and of what it does, not holds: only the rest is derived anew.
+            pairs = [
+                (was, now)
+                for was, now in zip(old.nodes, new.nodes, strict=True)
+                if was is not now and not same_holding(was, now)
+            ]
+            if not pairs:
+                return
             before, after = [was for was, _ in pairs], [now for _, now in pairs]
             self._charge(new.tenant, node_quota_use(before), node_quota_use(after))
         else:
@@ -314,8 +332,8 @@ class Book:
         for node in after:
             if not node.state.final:
                 self.live_nodes[node.pool].add((cast(Workspace, new).uid, node.index))
-        released = {each.key: each for each in holdings(old, before)} if old is not None else {}
-        held = {each.key: each for each in holdings(new, after)} if new is not None else {}
+        released = holdings(old, before) if old is not None and before else {}
+        held = holdings(new, after) if new is not None and after else {}
         for key, holding in released.items():
             if held.get(key) != holding:
                 self.slots[holding.pool].release(key)

@@ -225,7 +225,7 @@ class Operators:
         moves = Action.LIVE_MIGRATE if Capability.LIVE_MIGRATE in can else Action.MIGRATE
         if node.state is State.RUNNING and (Capability.LIVE_MIGRATE in can or Capability.MIGRATE in can):
             request = nodes_again(workspace, [node], still_held=True, exclude=(node.host,))
-            answer = plan(request, snapshots_for_their_own([pool], now), rest_of_lease(workspace, now))
+            answer = plan(request, snapshots_for_their_own([pool], now), rest_of_lease(workspace, now), judged=False)
             if isinstance(answer, Plan):
                 with self._book.transaction(awaited=True) as tx:
                     begin(

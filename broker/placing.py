@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Final
 
 from msgspec.structs import replace
 
 from broker.core.errors import BrokerError, PlacementRefused, Reason
+from broker.core.memo import Memo
 from broker.core.model import EndAction, Node, NodeSet, State, Workspace
 from broker.core.placement import (
     Never,
@@ -32,8 +34,7 @@ from broker.pools import Pool
 Pools = Mapping[str, Pool]
 
 
-def set_request(wanted: NodeSet) -> SetRequest:
-    """A node set as placement is asked for it; blank extra disks count with the node's own disk."""
+def _set_request(wanted: NodeSet) -> SetRequest:
     amounts = dict(wanted.amounts)
     extra = sum(disk.size_mib for disk in wanted.disks)
     if extra:
@@ -51,31 +52,40 @@ def set_request(wanted: NodeSet) -> SetRequest:
     )
 
 
+set_request = Memo(_set_request)
+"""A node set as placement is asked for it; blank extra disks count with the node's own disk."""
+
+
 def placement_request(wanted: WorkspaceRequest, allowed_pools: frozenset[str] | None) -> PlacementRequest:
     """A whole request as placement is asked for it."""
     capabilities: set[str] = set()
-    if any(each.user_data or each.ssh_public_keys for each in wanted.node_sets):
-        capabilities.add("USER_DATA")
-    if any(nic.addresses for each in wanted.node_sets for nic in each.nics):
-        capabilities.add("STATIC_ADDRESS")
+    for each in wanted.node_sets:
+        if each.user_data or each.ssh_public_keys:
+            capabilities.add("USER_DATA")
+        if any(nic.addresses for nic in each.nics):
+            capabilities.add("STATIC_ADDRESS")
     if wanted.initial_state is State.PAUSED:
         capabilities.add("PAUSE")
     capabilities |= capabilities_of_end(wanted.terms.end_action)
     if wanted.terms.start_time is not None or wanted.terms.earliest_start_time is not None:
         capabilities.add("ADVANCE_RESERVATION")
+    given, optional = frozenset(wanted.parameters), frozenset(wanted.optional_parameters)
     return PlacementRequest(
-        sets=tuple(set_request(each) for each in wanted.node_sets),
+        sets=tuple(map(set_request, wanted.node_sets)),
         pool=wanted.pool or None,
         capabilities=frozenset(capabilities),
-        parameters=frozenset(wanted.parameters) - frozenset(wanted.optional_parameters),
-        optional_parameters=frozenset(wanted.parameters) & frozenset(wanted.optional_parameters),
+        parameters=given - optional,
+        optional_parameters=given & optional,
         allowed_pools=allowed_pools,
     )
 
 
-def capabilities_of_end(end_action: EndAction) -> set[str]:
+_OF_END: Final = {EndAction.SAVE: frozenset({"STOP", "SAVE_IMAGE"}), EndAction.SUSPEND: frozenset({"SUSPEND"})}
+
+
+def capabilities_of_end(end_action: EndAction) -> frozenset[str]:
     """What a pool must be able to do for an end action."""
-    return {EndAction.SAVE: {"STOP", "SAVE_IMAGE"}, EndAction.SUSPEND: {"SUSPEND"}}.get(end_action, set())
+    return _OF_END.get(end_action, frozenset())
 
 
 def window(wanted: WorkspaceRequest, now: datetime) -> Window:

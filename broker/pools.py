@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 
+from msgspec.structs import replace
+
 from backends.base import AttributeValue, Backend, HostState, Inventory, ObservedHost, ObservedNode, ParameterSpec
 from broker.book import Book
 from broker.config import PoolSettings
@@ -48,6 +50,8 @@ class Pool:
         self._clock = clock
         self._hosts: HostInventory | None = None
         self._host_cordons: frozenset[str] = frozenset()
+        self._changes = 0  # of what a snapshot shows, but for slots, settings and silence
+        self._snapshot: tuple[tuple[int, int, bool], PoolSnapshot] | None = None  # the last, and what it was made from
         self._known: dict[str, ObservedHost] = {}
 
     @property
@@ -93,6 +97,7 @@ class Pool:
             or inventory.networks != self.inventory.networks
         )
         self.inventory = inventory
+        self._changes += 1
         self.refresh_time = now
         self.last_error = None
         if changed:
@@ -106,6 +111,7 @@ class Pool:
             self._hosts = None
             self._book.generations[self.name] += 1
         self.strays = strays
+        self._changes += 1
 
     def foreign(self, host: ObservedHost) -> dict[str, int]:
         """What is held of a host by VMs that are no live nodes of this broker."""
@@ -158,7 +164,16 @@ class Pool:
         return totals, foreign
 
     def snapshot(self, now: datetime) -> PoolSnapshot:
-        """The pool as placement sees it at an instant; it shares the slot table and copies nothing."""
+        """The pool as placement sees it at an instant; it shares the slot table and copies nothing.
+
+        All but the instant and the generation is put together once, until something of it changes.
+        """
+        made_from = (self._changes, self._book.settings_version, self.reachable.is_set())
+        if self._snapshot is None or self._snapshot[0] != made_from:
+            self._snapshot = (made_from, self._new_snapshot(now))
+        return replace(self._snapshot[1], now=now, generation=self.generation)
+
+    def _new_snapshot(self, now: datetime) -> PoolSnapshot:
         inventory = self.inventory
         totals, foreign = self.pool_amounts()
         images: Mapping[str, Mapping[str, AttributeValue]] | None = None
@@ -186,7 +201,6 @@ class Pool:
             policy=self.settings.placement,
             default_duration=self.settings.default_duration,
             max_duration=self.settings.max_duration,
-            generation=self.generation,
         )
 
     def room(self, host: str, amounts: Mapping[str, int], start: datetime, end: datetime | None, now: datetime) -> str:

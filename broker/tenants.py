@@ -47,6 +47,8 @@ class Tenants:
     def check(self, tenant: str, wanted: Workspace, *, besides: Workspace | None = None) -> None:
         """Refuses what would pass a limit of the tenant; `besides` is what it replaces. Raises QuotaExceeded."""
         settings = self.settings(tenant)
+        if not (settings.limits or settings.pool_limits or settings.max_duration):
+            return
         asked: defaultdict[tuple[str, str], int] = defaultdict(int)
         for sign, workspace in ((1, wanted), (-1, besides)):
             for pool, resource, amount in quota_use(workspace) if workspace is not None else ():

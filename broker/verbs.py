@@ -192,7 +192,9 @@ class Verbs:
             return {}
         nodes = [workspace.nodes[index] for index in returning]
         again = nodes_again(workspace, nodes, still_held=True)
-        answer = plan(again, snapshots_for_their_own(self._pools.values(), now), rest_of_lease(workspace, now))
+        answer = plan(
+            again, snapshots_for_their_own(self._pools.values(), now), rest_of_lease(workspace, now), judged=False
+        )
         if not isinstance(answer, Plan):
             raise refused(answer, now, f"{workspace.name}, which gave its capacity back,")
         taken = tuple(replace(node, released=False) if node.index in returning else node for node in workspace.nodes)

@@ -27,7 +27,7 @@ from broker.core.errors import (
     shutting_down,
 )
 from broker.core.model import Cause, State, Workspace
-from broker.core.placement import Outcome, PlacementRequest, Plan, Verdict, plan
+from broker.core.placement import Outcome, PlacementRequest, Plan, PoolSnapshot, Verdict, plan
 from broker.core.requests import (
     CheckRequest,
     CreateRequest,
@@ -145,7 +145,7 @@ class Workspaces:
         verdicts = answer.verdicts
         outcome = Outcome.FITS if isinstance(answer, Plan) else best_outcome(verdicts)
         if isinstance(answer, Plan):
-            self._tenants.check(request.tenant, self._draft(request.tenant, "check", wanted, answer, now))
+            self._tenants.check(request.tenant, self._draft(request.tenant, "check", wanted, answer, seen, now))
         judged = {verdict.pool for verdict in verdicts}
         return CheckAnswer(
             outcome=outcome,
@@ -189,12 +189,13 @@ class Workspaces:
         if self._book.find(request.tenant, workspace_id) is not None:
             name = f"tenants/{request.tenant}/workspaces/{workspace_id}"
             raise BrokerError(Reason.NAME_TAKEN, f"{name} is there already; choose another name", resource=name)
-        answer = plan(asked, snapshots(self._pools.values(), now), window(wanted, now))
+        seen = snapshots(self._pools.values(), now)
+        answer = plan(asked, seen, window(wanted, now), judged=False)
         if not isinstance(answer, Plan):
             raise refused(answer, now, _described(wanted))
         _check_generations(answer, request.if_pool_generations)
         self._check_queues(answer)
-        draft = self._draft(request.tenant, workspace_id, wanted, answer, now, uid)
+        draft = self._draft(request.tenant, workspace_id, wanted, answer, seen, now, uid)
         self._tenants.check(request.tenant, draft)
         if draft.state is State.RESERVED:
             return tx.put(draft)
@@ -213,15 +214,16 @@ class Workspaces:
         workspace_id: str,
         wanted: WorkspaceRequest,
         placed: Plan,
+        seen: Mapping[str, PoolSnapshot],
         now: datetime,
         uid: str = "",
     ) -> Workspace:
         """The workspace a plan makes."""
         later = placed.start > now
         state = State.RESERVED if later else State.STARTING
-        nodes = placed_nodes(placed, wanted.node_sets, snapshots(self._pools.values(), now), state)
+        nodes = placed_nodes(placed, wanted.node_sets, seen, state)
         shared = next((a.pool for a in placed.assignments if not wanted.node_sets[a.set_index].pool), wanted.pool)
-        known = {spec.key for node in nodes for spec in self._pools[node.pool].parameter_specs}
+        known = {key for name in placed.generations for key in seen[name].parameters}
         return Workspace(
             uid=uid,
             tenant=tenant,

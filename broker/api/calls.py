@@ -25,7 +25,7 @@ from broker.api.limits import DEFAULT_PAGE_SIZE
 from broker.api.offered import MESSAGE, NOT_OFFERED, refuse_not_offered
 from broker.api.pages import PageTokens
 from broker.api.terms import read_duration, read_end_action, refuse_open_end
-from broker.api.validate import WorkspaceReader
+from broker.api.validate import KnownSets, WorkspaceReader
 from broker.core.errors import FieldReason, FieldViolation
 from broker.core.model import FINAL, EndAction, State
 from broker.core.requests import (
@@ -70,13 +70,13 @@ named at once; of every other one the use case asks."""
 def create_request(
     message: calls_pb.CreateWorkspaceRequest,
     *,
-    instance_types: Mapping[str, Mapping[str, int]],
+    known: KnownSets,
     now: datetime,
     unknown: Unknown = lambda _: (),
 ) -> CreateRequest:
     """CreateWorkspace."""
     problems = Problems()
-    reader = WorkspaceReader(problems, instance_types=instance_types, now=now)
+    reader = WorkspaceReader(problems, known, now=now)
     generations = message.if_pool_generations
     at = "if_pool_generations"
     kept = {}
@@ -99,13 +99,13 @@ def create_request(
 def check_request(
     message: calls_pb.CheckPlacementRequest,
     *,
-    instance_types: Mapping[str, Mapping[str, int]],
+    known: KnownSets,
     now: datetime,
     unknown: Unknown = lambda _: (),
 ) -> CheckRequest:
     """CheckPlacement."""
     problems = Problems()
-    reader = WorkspaceReader(problems, instance_types=instance_types, now=now)
+    reader = WorkspaceReader(problems, known, now=now)
     request = CheckRequest(
         tenant=problems.attempt(names.tenant, message.parent, "parent", ""),
         workspace=reader.enveloped(message),

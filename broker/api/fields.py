@@ -205,7 +205,12 @@ class Problems:
         limits = self.limits
         kept = {}
         for key in self.few_keys(path, labels, limits.labels, "labels"):
+            value = labels[key]
+            short = 0 < len(key) <= limits.label_key and len(value) <= limits.label_value
+            if short and key.isprintable() and value.isprintable():
+                kept[key] = value
+                continue
             at = keyed(path, key)
             self.text(at, key, limits.label_key, needed=True)
-            kept[key] = self.text(at, labels[key], limits.label_value)
+            kept[key] = self.text(at, value, limits.label_value)
         return kept

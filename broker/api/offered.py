@@ -24,12 +24,18 @@ NOT_OFFERED: Final[Mapping[str, Callable[[Any], bool]]] = {
 }
 """Path in a workspace -> is it set (initial_state: to STOPPED) in the message it belongs to?"""
 
+_BY_OWNER: Final = {
+    owner: [
+        (path.rpartition(".")[2], is_set) for path, is_set in NOT_OFFERED.items() if path.rpartition(".")[0] == owner
+    ]
+    for owner in ("", "terms", "node_sets[]")
+}
+
 MESSAGE: Final = "is not offered by this release of the broker; leave it out"
 
 
 def refuse_not_offered(problems: Problems, owner: str, message: object, path: str) -> None:
     """Notes what one message (`owner`: "", "terms" or "node_sets[]") sets and is not offered."""
-    for full, is_set in NOT_OFFERED.items():
-        before, _, name = full.rpartition(".")
-        if before == owner and is_set(message):
+    for name, is_set in _BY_OWNER[owner]:
+        if is_set(message):
             problems.add(f"{path}.{name}", FieldReason.UNKNOWN_VALUE, MESSAGE)

@@ -22,6 +22,7 @@ from broker.api.parameters import render_value
 from broker.api.status import failure_status
 from broker.api.times import optional_duration, optional_timestamp, timestamp
 from broker.core.errors import Failure
+from broker.core.memo import Memo
 from broker.core.model import Disk, Nic, Node, NodeSet, Notice, SeenNic, State, Task, Terms, Workspace
 
 NO_TASKS: Final[Mapping[int, Task]] = MappingProxyType({})
@@ -87,8 +88,7 @@ def node(ws: Workspace, each: Node, *, task: Task | None = None, observe_time: d
     )
 
 
-def node_set(each: NodeSet) -> pb.NodeSet:
-    """A set as it was asked for, without its user data."""
+def _node_set(each: NodeSet) -> pb.NodeSet:
     return pb.NodeSet(
         name=each.name,
         count=each.count,
@@ -104,6 +104,10 @@ def node_set(each: NodeSet) -> pb.NodeSet:
         pool=each.pool,
         save_as=each.save_as,
     )
+
+
+node_set = Memo(_node_set)
+"""A set as it was asked for, without its user data. The message is shared: to be copied from, not to be changed."""
 
 
 def terms(asked: Terms) -> pb.LeaseTerms:

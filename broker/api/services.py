@@ -20,6 +20,7 @@ from broker.api.pages import PageTokens
 from broker.api.serving import Calls, Context, Shown, UseCases, answered
 from broker.api.status import grpc_status
 from broker.api.times import timestamp
+from broker.api.validate import KnownSets
 from broker.api.verdicts import verdict
 from broker.book import Book
 from broker.config import Settings
@@ -58,7 +59,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         self._tenants = use_cases.tenants
         self._shown = shown
         self._book = book
-        self._types = settings.instance_types
+        self._known = KnownSets(settings.instance_types)
         self._clock = clock
         self._tokens = tokens
         self._metrics = metrics
@@ -72,9 +73,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
     async def CheckPlacement(
         self, request: calls_pb.CheckPlacementRequest, context: Context
     ) -> calls_pb.CheckPlacementResponse:
-        asked = calls.check_request(
-            request, instance_types=self._types, now=self._clock.now(), unknown=self._workspaces.unknown
-        )
+        asked = calls.check_request(request, known=self._known, now=self._clock.now(), unknown=self._workspaces.unknown)
         answer = self._workspaces.check(asked)
         return calls_pb.CheckPlacementResponse(
             outcome=OUTCOMES[answer.outcome],
@@ -87,7 +86,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         self, request: calls_pb.CreateWorkspaceRequest, context: Context
     ) -> calls_pb.CreateWorkspaceResponse:
         asked = calls.create_request(
-            request, instance_types=self._types, now=self._clock.now(), unknown=self._workspaces.unknown
+            request, known=self._known, now=self._clock.now(), unknown=self._workspaces.unknown
         )
         return calls_pb.CreateWorkspaceResponse(workspace=self._shown(await self._workspaces.create(asked)))
 

@@ -23,7 +23,7 @@ from broker.api.offered import refuse_not_offered
 from broker.api.parameters import read_optional, read_parameters
 from broker.api.terms import read_terms
 from broker.core.errors import FieldReason
-from broker.core.model import Disk, EndAction, Nic, NodeSet, State
+from broker.core.model import Disk, EndAction, Nic, NodeSet, State, Terms
 from broker.core.requests import WorkspaceRequest
 
 INITIAL_STATES: Final[Mapping[int, State]] = {
@@ -34,6 +34,31 @@ INITIAL_STATES: Final[Mapping[int, State]] = {
 }
 
 REQUIRED_AMOUNTS: Final = ("cpu", "memory")
+
+KNOWN_SETS: Final = 4_096
+KNOWN_SET_BYTES: Final = 2_048
+
+
+class KnownSets:
+    """Node sets that were read before and found good, by their bytes: most requests ask for a shape seen before.
+
+    The same bytes give the same value, the very same object: what is worked out for it later is found by identity.
+    """
+
+    def __init__(self, instance_types: Mapping[str, Mapping[str, int]]) -> None:
+        self.instance_types = instance_types
+        self._known: dict[bytes, NodeSet] = {}
+
+    def get(self, wire: bytes) -> NodeSet | None:
+        """A set of these bytes that was good."""
+        return self._known.get(wire)
+
+    def add(self, wire: bytes, good: NodeSet) -> None:
+        """Keeps a set that was read without a problem, unless it is long, as those with user data are."""
+        if len(wire) <= KNOWN_SET_BYTES:
+            if len(self._known) >= KNOWN_SETS:
+                self._known.clear()
+            self._known[wire] = good
 
 
 def workspace_request(
@@ -46,7 +71,7 @@ def workspace_request(
 ) -> WorkspaceRequest:
     """The request a Workspace message makes. Raises FieldsInvalid with every violation."""
     problems = Problems(limits)
-    request = WorkspaceReader(problems, instance_types=instance_types, now=now).workspace(message, path)
+    request = WorkspaceReader(problems, KnownSets(instance_types), now=now).workspace(message, path)
     problems.check()
     return request
 
@@ -54,10 +79,11 @@ def workspace_request(
 class WorkspaceReader:
     """Reads a workspace part by part, noting problems; what it answers counts only if there are none."""
 
-    def __init__(self, problems: Problems, *, instance_types: Mapping[str, Mapping[str, int]], now: datetime) -> None:
+    def __init__(self, problems: Problems, known: KnownSets, *, now: datetime) -> None:
         self.problems = problems
         self.limits = problems.limits
-        self.instance_types = instance_types
+        self.known = known
+        self.instance_types = known.instance_types
         self.now = now
 
     def enveloped(self, message: calls_pb.CreateWorkspaceRequest | calls_pb.CheckPlacementRequest) -> WorkspaceRequest:
@@ -71,14 +97,16 @@ class WorkspaceReader:
         """All of it."""
         problems = self.problems
         refuse_not_offered(problems, "", message, path)
-        terms = read_terms(problems, message.terms, f"{path}.terms", self.now)
+        terms = read_terms(problems, message.terms, f"{path}.terms", self.now) if message.HasField("terms") else Terms()
         return WorkspaceRequest(
             display_name=problems.text(f"{path}.display_name", message.display_name, self.limits.display_name),
             labels=problems.labels(f"{path}.labels", message.labels),
             pool=problems.identifier(f"{path}.pool", message.pool),
             node_sets=self.node_sets(message, path, terms.end_action),
             terms=terms,
-            parameters=read_parameters(problems, message.parameters, f"{path}.parameters", self.now),
+            parameters=read_parameters(problems, message.parameters, f"{path}.parameters", self.now)
+            if message.parameters
+            else {},
             optional_parameters=read_optional(
                 problems, message.optional_parameters, message.parameters, f"{path}.optional_parameters"
             ),
@@ -103,7 +131,7 @@ class WorkspaceReader:
                 problems.distinct(f"{own}.name", each.name, names)
             elif len(message.node_sets) > 1:
                 problems.required(f"{own}.name", "is missing; only an only set needs no name")
-            sets.append(self.node_set(each, own))
+            sets.append(self.known_set(each, own))
             self.saves(each, own, end_action, images)
         total = sum(each.count for each in sets)
         if total > limits.nodes:
@@ -115,6 +143,17 @@ class WorkspaceReader:
                 "END_ACTION_SAVE saves nothing unless a node set or a disk has save_as",
             )
         return tuple(sets)
+
+    def known_set(self, message: pb.NodeSet, path: str) -> NodeSet:
+        """One set, which need not be read again if it was read before."""
+        wire = message.SerializeToString(deterministic=True)
+        known = self.known.get(wire)
+        if known is None:
+            before = len(self.problems.found)
+            known = self.node_set(message, path)
+            if len(self.problems.found) == before:
+                self.known.add(wire, known)
+        return known
 
     def node_set(self, message: pb.NodeSet, path: str) -> NodeSet:
         """One set."""

@@ -58,10 +58,23 @@ def same_terms(one: Workspace, other: Workspace) -> bool:
     )
 
 
-def holdings(workspace: Workspace, nodes: Iterable[Node]) -> Iterator[Holding]:
-    """Every slot that some of a workspace's nodes hold, as its record stands."""
+def same_holding(one: Node, other: Node) -> bool:
+    """Whether two records of a node hold the same under the same terms, as a start that has succeeded does."""
+    return (
+        holds(one.state, one.released) == holds(other.state, other.released)
+        and (one.state is State.RESERVED) == (other.state is State.RESERVED)
+        and one.state.final == other.state.final
+        and (one.pool, one.host, one.target_host) == (other.pool, other.host, other.target_host)
+        and one.held == other.held
+        and one.pool_held == other.pool_held
+    )
+
+
+def holdings(workspace: Workspace, nodes: Iterable[Node]) -> dict[SlotKey, Holding]:
+    """Every slot that some of a workspace's nodes hold, as its record stands, by key."""
+    found: dict[SlotKey, Holding] = {}
     if workspace.state is State.PENDING:
-        return
+        return found
     due = workspace.prepare_time or workspace.start_time or workspace.create_time
     for node in nodes:
         start = due if node.state is State.RESERVED else BEGUN
@@ -69,16 +82,15 @@ def holdings(workspace: Workspace, nodes: Iterable[Node]) -> Iterator[Holding]:
         if node.target_host:
             places.append(("target", node.target_host, node.held))
         for kind, host, amounts in places:
+            if not amounts or not (host or kind == "pool"):
+                continue
             held = _kept(node, amounts)
-            if held and (host or kind == "pool"):
-                yield Holding(
-                    pool=node.pool,
-                    key=(workspace.uid, node.index, kind),
-                    host=host,
-                    amounts=held,
-                    start=start,
-                    end=workspace.end_time,
+            if held:
+                key = (workspace.uid, node.index, kind)
+                found[key] = Holding(
+                    pool=node.pool, key=key, host=host, amounts=held, start=start, end=workspace.end_time
                 )
+    return found
 
 
 def quota_use(workspace: Workspace) -> Iterator[tuple[str, str, int]]:
@@ -96,5 +108,6 @@ def node_quota_use(nodes: Iterable[Node]) -> Iterator[tuple[str, str, int]]:
             continue
         yield node.pool, "nodes", 1
         for amounts in (node.held, node.pool_held):
-            for name, amount in _kept(node, amounts).items():
-                yield node.pool, name, amount
+            if amounts:
+                for name, amount in _kept(node, amounts).items():
+                    yield node.pool, name, amount

@@ -126,7 +126,9 @@ def _choose(case: Case, room: Room, index: int, count: int) -> HostRows:
     tight = case.tightness(room, index)
     key = tight if policy is Placement.PACK else -tight
     if count == 1:
-        fits = case.fitting(room, index)
+        fits, mask = tight >= 0.0, case.mask(room, index)
+        if mask is not None:
+            fits &= mask
         key = np.where(fits, key, np.inf)
         best = int(key.argmin()) if len(key) else 0
         found = len(key) > 0 and bool(fits[best])

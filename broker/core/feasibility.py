@@ -10,16 +10,20 @@ from collections.abc import Sequence
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from broker.core.answers import ReasonCode
 from broker.core.demand import Placement, SetRequest
 from broker.core.inventory import BoolArray, FloatArray, PoolSnapshot, as_texts
-from broker.core.slots import POOL_ROW, to_us
+from broker.core.slots import POOL_ROW, Rows, to_us
 from broker.core.sweep import IntArray
 
 MEMORY = "memory"
 ADDRESS_PREFIX = "address:"
 _IMAGE_ATTRIBUTES = ("arch", "hypervisor")
+
+CASES_KEPT = 1_024
+"""Cases remembered with one inventory."""
 
 
 def held_amounts(snapshot: PoolSnapshot, wanted: SetRequest) -> tuple[dict[str, int], dict[str, int]]:
@@ -59,47 +63,36 @@ class Room(Struct, frozen=True, kw_only=True):
     usable: BoolArray | None  # None: every host
 
 
-class Case:
-    """The sets of one request that go to one pool, and what they need there."""
+class Case(Struct, frozen=True, kw_only=True, eq=False):
+    """The sets of one request that go to one pool, and what they need there.
 
-    def __init__(self, snapshot: PoolSnapshot, indices: Sequence[int], sets: Sequence[SetRequest]) -> None:
-        self.snapshot = snapshot
-        self.indices = tuple(indices)
-        self.sets = tuple(sets)
-        held = [held_amounts(snapshot, wanted) for wanted in sets]
-        self.resources = tuple(dict.fromkeys(name for host, _ in held for name in host))
-        self.pool_resources = tuple(dict.fromkeys(name for _, pool in held for name in pool))
-        # needs[s][r], pool_needs[s][p]: what one node of set s holds.
-        self.needs = [[host.get(name, 0) for name in self.resources] for host, _ in held]
-        self.pool_needs = [[pool.get(name, 0) for name in self.pool_resources] for _, pool in held]
-        self.one_per_host = [(wanted.placement or snapshot.policy) is Placement.ONE_PER_HOST for wanted in sets]
-        self.rules = [self._rules(wanted) for wanted in sets]
-        self.allowed = [_allowed(rules) for rules in self.rules]
-        hosts = snapshot.hosts
-        columns = [hosts.columns.get(name) for name in self.resources]
-        self.total = [hosts.zeros if column is None else hosts.total[column] for column in columns]
-        self._room = [hosts.zeros if column is None else hosts.room[column] for column in columns]
-        self._per_unit = [None if column is None else hosts.per_unit[column] for column in columns]
-        # Where the slot table keeps them; a name it has not met gets a place that holds nothing.
-        self._rows = snapshot.slots.rows_of(hosts.names)
-        self._held_in = [snapshot.slots.column(name) for name in self.resources]
-        self._pool_held_in = [snapshot.slots.column(name) for name in self.pool_resources]
-        self._usable = None if hosts.usable.all() else hosts.usable
+    Lists of resources are of those the sets need; arrays have an element a host.
+    """
+
+    snapshot: PoolSnapshot
+    indices: tuple[int, ...]  # of the sets in the request
+    sets: tuple[SetRequest, ...]
+    counts: tuple[int, ...]  # full counts
+    least: tuple[int, ...]  # least counts
+    resources: tuple[str, ...]
+    pool_resources: tuple[str, ...]
+    needs: list[list[int]]  # needs[s][r]: what one node of set s holds of a host
+    pool_needs: list[list[int]]  # pool_needs[s][p]: what it holds of the pool
+    one_per_host: list[bool]
+    rules: list[list[Rule]]
+    allowed: list[BoolArray | None]
+    total: list[IntArray]
+    unheld: list[IntArray]  # what would be free if no slot were held
+    per_unit: list[FloatArray | None]
+    usable: BoolArray | None
+    rows: Rows  # where the slot table keeps the hosts
+    held_in: list[int]  # and the resources
+    pool_held_in: list[int]
 
     @property
     def pool(self) -> str:
         """The pool's name."""
         return self.snapshot.name
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Full counts of the sets."""
-        return tuple(wanted.count for wanted in self.sets)
-
-    @property
-    def least(self) -> tuple[int, ...]:
-        """Least counts of the sets."""
-        return tuple(wanted.least for wanted in self.sets)
 
     def room(self, start: int, end: int) -> Room:
         """Return what is free throughout `[start, end)` in microseconds."""
@@ -107,15 +100,15 @@ class Case:
 
     def room_beside(self, held: IntArray) -> Room:
         """Return what is free beside what the slot table says is held: (its resources, its hosts)."""
-        snapshot, rows = self.snapshot, self._rows
+        snapshot, rows = self.snapshot, self.rows
         pool_row = snapshot.slots.host_row(POOL_ROW)
         return Room(
-            host=[room - held[column][rows] for room, column in zip(self._room, self._held_in, strict=True)],
+            host=[room - held[column][rows] for room, column in zip(self.unheld, self.held_in, strict=True)],
             pool=[
                 self.pool_total(name) - snapshot.pool_foreign.get(name, 0) - int(held[column, pool_row])
-                for name, column in zip(self.pool_resources, self._pool_held_in, strict=True)
+                for name, column in zip(self.pool_resources, self.pool_held_in, strict=True)
             ],
-            usable=self._usable,
+            usable=self.usable,
         )
 
     def empty_room(self) -> Room:
@@ -155,39 +148,99 @@ class Case:
         return np.maximum(most, 0) if mask is None else np.where(mask, np.maximum(most, 0), 0)
 
     def tightness(self, room: Room, index: int) -> FloatArray:
-        """Return each host's share left free on its tightest resource once one node of the set is on it."""
+        """Return each host's share left free on its tightest resource once one node of the set is on it; below 0
+        where it lacks room.
+        """
         tightest: FloatArray | None = None
-        for free, need, unit in zip(room.host, self.needs[index], self._per_unit, strict=True):
-            if need and unit is not None:
-                left = (free - need) * unit
+        for free, need, unit in zip(room.host, self.needs[index], self.per_unit, strict=True):
+            if need:
+                left = (free - need) * unit if unit is not None else (free - need).astype(np.float64)
                 tightest = left if tightest is None else np.minimum(tightest, left, out=tightest)
         return np.zeros(len(self.snapshot.hosts.names)) if tightest is None else tightest
 
-    def _rules(self, wanted: SetRequest) -> list[Rule]:
-        hosts = self.snapshot.hosts
-        rules: list[Rule] = []
 
-        def bar(code: ReasonCode, barred: BoolArray, message: str) -> None:
-            if barred.any():
-                rules.append(Rule(code=code, barred=barred, message=message))
+def case_of(snapshot: PoolSnapshot, indices: Sequence[int], sets: tuple[SetRequest, ...]) -> Case:
+    """Return the case of some sets of a request, by `indices`, in a pool.
 
-        if wanted.pinned_host is not None:
-            elsewhere = ~hosts.among([wanted.pinned_host])
-            bar(ReasonCode.DISK_ELSEWHERE, elsewhere, f"the node's disk lies on host {wanted.pinned_host}")
-        if wanted.excluded_hosts:
-            barred = hosts.among(wanted.excluded_hosts)
-            bar(ReasonCode.PLACEMENT_RULE, barred, "the request excludes this host")
-        for attribute, values in wanted.host_selector.items():
-            asked = " or ".join(values)
-            bar(ReasonCode.SELECTOR, ~hosts.having(attribute, values), f"{attribute} {asked} asked")
-        image = (self.snapshot.images or {}).get(wanted.image or "", {})
-        for attribute in _IMAGE_ATTRIBUTES:
-            if attribute in image:
-                texts = as_texts(image[attribute])
-                wrong = hosts.carrying(attribute) & ~hosts.having(attribute, texts)
-                made_for = " or ".join(sorted(texts))
-                bar(ReasonCode.IMAGE_MISMATCH, wrong, f"image {wanted.image} is for {attribute} {made_for}")
-        return rules
+    What does not change from one instant to the next is worked out once for the same sets (the very same values) and
+    remembered with the pool's inventory.
+    """
+    known = snapshot.cases.get(tuple(map(id, sets)))
+    if known is None or not _same_pool(known.snapshot, snapshot):
+        if len(snapshot.cases) >= CASES_KEPT:
+            snapshot.cases.clear()
+        known = snapshot.cases[tuple(map(id, sets))] = _new_case(snapshot, sets)  # it keeps the sets, and so their ids
+    return replace(known, snapshot=snapshot, indices=tuple(indices))
+
+
+def _same_pool(one: PoolSnapshot, other: PoolSnapshot) -> bool:
+    """Whether two snapshots differ in nothing that a case is made from."""
+    return (
+        one.hosts is other.hosts
+        and one.slots is other.slots
+        and one.images is other.images
+        and one.pool_totals is other.pool_totals
+        and one.memory_overhead == other.memory_overhead
+        and one.policy is other.policy
+    )
+
+
+def _new_case(snapshot: PoolSnapshot, sets: tuple[SetRequest, ...]) -> Case:
+    held = [held_amounts(snapshot, wanted) for wanted in sets]
+    resources = tuple(dict.fromkeys(name for host, _ in held for name in host))
+    pool_resources = tuple(dict.fromkeys(name for _, pool in held for name in pool))
+    rules = [_rules(snapshot, wanted) for wanted in sets]
+    hosts, slots = snapshot.hosts, snapshot.slots
+    columns = [hosts.columns.get(name) for name in resources]
+    return Case(
+        snapshot=snapshot,
+        indices=(),
+        sets=sets,
+        counts=tuple(wanted.count for wanted in sets),
+        least=tuple(wanted.least for wanted in sets),
+        resources=resources,
+        pool_resources=pool_resources,
+        needs=[[host.get(name, 0) for name in resources] for host, _ in held],
+        pool_needs=[[pool.get(name, 0) for name in pool_resources] for _, pool in held],
+        one_per_host=[(wanted.placement or snapshot.policy) is Placement.ONE_PER_HOST for wanted in sets],
+        rules=rules,
+        allowed=[_allowed(of_set) for of_set in rules],
+        total=[hosts.zeros if column is None else hosts.total[column] for column in columns],
+        unheld=[hosts.zeros if column is None else hosts.room[column] for column in columns],
+        per_unit=[None if column is None else hosts.per_unit[column] for column in columns],
+        usable=None if hosts.usable.all() else hosts.usable,
+        rows=slots.rows_of(hosts.names),
+        # A name the slot table has not met gets a place that holds nothing.
+        held_in=[slots.column(name) for name in resources],
+        pool_held_in=[slots.column(name) for name in pool_resources],
+    )
+
+
+def _rules(snapshot: PoolSnapshot, wanted: SetRequest) -> list[Rule]:
+    hosts = snapshot.hosts
+    rules: list[Rule] = []
+
+    def bar(code: ReasonCode, barred: BoolArray, message: str) -> None:
+        if barred.any():
+            rules.append(Rule(code=code, barred=barred, message=message))
+
+    if wanted.pinned_host is not None:
+        elsewhere = ~hosts.among([wanted.pinned_host])
+        bar(ReasonCode.DISK_ELSEWHERE, elsewhere, f"the node's disk lies on host {wanted.pinned_host}")
+    if wanted.excluded_hosts:
+        barred = hosts.among(wanted.excluded_hosts)
+        bar(ReasonCode.PLACEMENT_RULE, barred, "the request excludes this host")
+    for attribute, values in wanted.host_selector.items():
+        asked = " or ".join(values)
+        bar(ReasonCode.SELECTOR, ~hosts.having(attribute, values), f"{attribute} {asked} asked")
+    image = (snapshot.images or {}).get(wanted.image or "", {})
+    for attribute in _IMAGE_ATTRIBUTES:
+        if attribute in image:
+            texts = as_texts(image[attribute])
+            wrong = hosts.carrying(attribute) & ~hosts.having(attribute, texts)
+            made_for = " or ".join(sorted(texts))
+            bar(ReasonCode.IMAGE_MISMATCH, wrong, f"image {wanted.image} is for {attribute} {made_for}")
+    return rules
 
 
 def _allowed(rules: Sequence[Rule]) -> BoolArray | None:

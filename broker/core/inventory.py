@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import IntEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from msgspec import Struct, field
@@ -56,7 +56,7 @@ class HostInventory(Struct, frozen=True, kw_only=True, eq=False):
     total: IntArray  # (resources, hosts)
     foreign: IntArray  # (resources, hosts)
     room: IntArray  # total - foreign
-    per_unit: FloatArray  # 1 / total, 0 where total is 0
+    per_unit: FloatArray  # 1 / total, 1 where total is 0
     states: NDArray[np.int8]
     usable: BoolArray  # ACTIVE
     attributes: tuple[Mapping[str, AttributeValue], ...]
@@ -85,7 +85,7 @@ class HostInventory(Struct, frozen=True, kw_only=True, eq=False):
                     index.setdefault(name, {}).setdefault(text, []).append(row)
         states = np.fromiter((host.state for host in records), dtype=np.int8, count=len(records))
         with np.errstate(divide="ignore"):
-            per_unit = np.where(total > 0, 1.0 / total, 0.0)
+            per_unit = np.where(total > 0, 1.0 / total, 1.0)
         return cls(
             names=names,
             rows={name: row for row, name in enumerate(names)},
@@ -165,3 +165,4 @@ class PoolSnapshot(Struct, frozen=True, kw_only=True, eq=False):
     default_duration: timedelta | None = None  # None: open-ended
     max_duration: timedelta | None = None  # None: no limit
     generation: int = 0
+    cases: dict[tuple[int, ...], Any] = field(default_factory=dict)  # see feasibility.case_of; shared by copies

@@ -69,12 +69,14 @@ def plan(
     *,
     search_limit: int = SEARCH_LIMIT,
     nearest_hosts: int = NEAREST_HOSTS,
+    judged: bool = True,
 ) -> Plan | NotNow | Never:
     """Return where and when the request goes, or why nowhere.
 
     `search_limit` bounds the work of each question put to a pool (does it fit now, would it on the empty
     pool, when is the earliest), in configurations of a host looked at; `nearest_hosts` the host verdicts
-    of a refused pool. Verdicts of a plan are about pools only. KeyError: a pool is named that no snapshot
+    of a refused pool. Verdicts of a plan are about pools only; `judged` False leaves them and the score out, for who
+    acts on the plan and tells nobody. KeyError: a pool is named that no snapshot
     is given for.
     """
     attempts = [
@@ -84,15 +86,17 @@ def plan(
         place(attempt, search_limit)
     fitting = [attempt for attempt in attempts if attempt.placed is not None]
     if fitting:
-        best = min(fitting, key=lambda attempt: attempt.order)
-        return _plan(best, explain(attempts, search_limit)[1])
+        best = min(fitting, key=lambda attempt: attempt.order) if len(fitting) > 1 else fitting[0]
+        if not judged:
+            return _plan(best)
+        return _plan(best, score=min(best.scores), verdicts=explain(attempts, search_limit)[1])
     outcome, verdicts, earliest = explain(attempts, search_limit, nearest_hosts=nearest_hosts, when=True)
     if outcome is Outcome.NEVER:
         return Never(verdicts=verdicts)
     return NotNow(earliest=from_us(earliest), verdicts=verdicts)
 
 
-def _plan(best: Attempt, verdicts: tuple[Verdict, ...]) -> Plan:
+def _plan(best: Attempt, *, score: float = 0.0, verdicts: tuple[Verdict, ...] = ()) -> Plan:
     assert best.placed is not None
     assignments = [
         SetAssignment(
@@ -110,7 +114,7 @@ def _plan(best: Attempt, verdicts: tuple[Verdict, ...]) -> Plan:
         start=start,
         end=from_us(end_of(best.start, best.length)),
         full=best.full,
-        score=min(best.scores),
+        score=score,
         verdicts=verdicts,
         generations={pool.name: pool.generation for pool in best.pools},
     )

@@ -7,13 +7,13 @@ pool of the snapshots in turn, one attempt a pool. Nothing is chosen or explaine
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 
 from broker.core.answers import Reason
 from broker.core.arrange import Arrangement, score
 from broker.core.demand import PlacementRequest, Window
-from broker.core.feasibility import Case
+from broker.core.feasibility import Case, case_of
 from broker.core.gates import gates, lease_length, starts
 from broker.core.inventory import PoolSnapshot
 from broker.core.search import SearchLimit
@@ -35,7 +35,6 @@ class Attempt:
     until: int = 0  # the latest start
     length: int = INFINITY
     placed: list[Arrangement] | None = None
-    scores: list[float] = field(default_factory=list)
     undecided: bool = False
 
     @property
@@ -46,6 +45,15 @@ class Attempt:
             for case, placed in zip(self.cases, self.placed, strict=True)
             for rows, count in zip(placed, case.counts, strict=True)
         )
+
+    @property
+    def scores(self) -> list[float]:
+        """The share left free in each pool it goes to; worked out when asked, as most plans have no rival."""
+        assert self.placed is not None
+        end = end_of(self.start, self.length)
+        return [
+            score(case, case.room(self.start, end), rows) for case, rows in zip(self.cases, self.placed, strict=True)
+        ]
 
     @property
     def order(self) -> tuple[object, ...]:
@@ -87,14 +95,14 @@ def make_attempt(
     closed: list[list[Reason]] = []
     start, until = 0, INFINITY
     for pool, indices in zip(pools, route.values(), strict=True):
-        sets = [request.sets[index] for index in indices]
+        sets = request.sets if len(indices) == len(request.sets) else tuple(request.sets[index] for index in indices)
         reasons = gates(pool, request, sets, length)
         allowed = starts(window, length, pool)
         if isinstance(allowed, Reason):
             reasons.append(allowed)
         else:
             start, until = max(start, to_us(allowed[0])), min(until, to_us(allowed[1]))
-        cases.append(Case(pool, indices, sets))
+        cases.append(case_of(pool, indices, sets))
         closed.append(reasons)
     return Attempt(
         candidate=candidate,
@@ -124,10 +132,4 @@ def place(attempt: Attempt, search_limit: int) -> None:
     except SearchLimit:
         attempt.undecided = True
         return
-    if placed is None:
-        return
     attempt.placed = placed
-    end = end_of(attempt.start, length)
-    attempt.scores = [
-        score(case, case.room(attempt.start, end), rows) for case, rows in zip(cases, placed, strict=True)
-    ]

@@ -141,22 +141,29 @@ class SlotTable:
         """Hold `amounts` on `host` over `[start, end)`. ValueError: the key is taken, or the slot makes no
         sense.
         """
-        self.hold_all([Slot(key=key, host=host, amounts=amounts, start=start, end=end)])
+        slot = Slot(key=key, host=host, amounts=amounts, start=start, end=end)
+        self._check(slot)
+        self._put(slot)
 
     def hold_all(self, slots: Iterable[Slot]) -> None:
         """Hold every slot, or none and raise ValueError."""
         slots = list(slots)
         seen: set[SlotKey] = set()
         for slot in slots:
-            if slot.key in self._index or slot.key in seen:
-                raise ValueError(f"slot {slot.key} is held already")
-            if slot.end is not None and slot.end <= slot.start:
-                raise ValueError(f"slot {slot.key} ends at {slot.end}, not after its start {slot.start}")
-            if any(amount < 0 for amount in slot.amounts.values()):
-                raise ValueError(f"slot {slot.key} holds a negative amount: {dict(slot.amounts)}")
+            if slot.key in seen:
+                raise ValueError(f"slot {slot.key} is there twice")
+            self._check(slot)
             seen.add(slot.key)
         for slot in slots:
             self._put(slot)
+
+    def _check(self, slot: Slot) -> None:
+        if slot.key in self._index:
+            raise ValueError(f"slot {slot.key} is held already")
+        if slot.end is not None and slot.end <= slot.start:
+            raise ValueError(f"slot {slot.key} ends at {slot.end}, not after its start {slot.start}")
+        if min(slot.amounts.values(), default=0) < 0:
+            raise ValueError(f"slot {slot.key} holds a negative amount: {dict(slot.amounts)}")
 
     def release(self, key: SlotKey) -> None:
         """Give back what a slot holds. KeyError: no such slot."""

@@ -138,6 +138,8 @@ def workspace_state(nodes: Sequence[Node], *, started: bool, last_end: State | N
     `started`: its first start has succeeded before. `last_end`: the final state of the node that ended last,
     which is the reason of the whole end; not given, EXPIRED goes before TERMINATED before FAILED.
     """
+    if nodes and all(node.state is nodes[0].state for node in nodes):
+        return Summary(state=nodes[0].state)
     counts = Counter(node.state for node in nodes)
     live = [node.state for node in nodes if not node.state.final]
     lost = tuple(node.index for node in nodes if node.state is State.FAILED) if live else ()

@@ -240,7 +240,7 @@ class Expiry:
             tx.put(replace(workspace, nodes=tuple(nodes)))
             pools = snapshots_for_their_own(self._pools.values(), now)
             request = nodes_again(workspace, moving, still_held=False)
-            answer = plan(request, pools, rest_of_lease(workspace, now))
+            answer = plan(request, pools, rest_of_lease(workspace, now), judged=False)
             if not isinstance(answer, Plan):
                 self._wait(tx, workspace, now)
                 return False

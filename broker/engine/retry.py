@@ -54,6 +54,10 @@ async def call_with_retries(
     """Returns what the operation returns. Raises its last TransientBackendError once the budget is spent, any other
     error at once, and Interrupted when `interrupt` is set during a wait."""
     started = clock.monotonic()
+    try:
+        return await operation()  # nearly all calls end here; tenacity's loop is for those that do not
+    except TransientBackendError as error:
+        first: TransientBackendError | None = error
 
     def wait(state: RetryCallState) -> float:
         return policy.wait(state.attempt_number, jitter())
@@ -80,6 +84,10 @@ async def call_with_retries(
     )
 
     async def once() -> T:  # tenacity awaits what is declared async, not what a lambda returns
+        nonlocal first
+        if first is not None:  # the try that has been made counts as tenacity's first
+            failed, first = first, None
+            raise failed
         return await operation()
 
     return await retrying(once)

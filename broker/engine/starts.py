@@ -100,7 +100,7 @@ class Starts:
         now = self._clock.now()
         pool = self._pools[node.pool]
         request = nodes_again(workspace, [node], still_held=True, exclude=tried)
-        answer = plan(request, snapshots_for_their_own([pool], now), rest_of_lease(workspace, now))
+        answer = plan(request, snapshots_for_their_own([pool], now), rest_of_lease(workspace, now), judged=False)
         if not isinstance(answer, Plan):
             return False
         host = hosts_of(answer, [node])[node.index]

@@ -58,7 +58,8 @@ class Store(Protocol):
         """Reads everything. Raises StoreProblem."""
 
     def submit(self, rows: Sequence[Row], *, alone: bool) -> asyncio.Future[None]:
-        """Takes rows for the next commit and answers when they are durable.
+        """Takes rows for the next commit and answers when they are durable; the future is the commit's, and not to
+        be cancelled.
 
         `alone`: nobody else is waiting to join, so commit at once. The future fails with a BrokerError
         STORE_UNAVAILABLE, and then nothing of the batch was written.

@@ -130,6 +130,14 @@ class _Batch:
             del self._rows.ids[key]
 
 
+class _Commit(asyncio.Future[None]):
+    """The future of one commit, shared by all who wait for it: one that is cancelled does not cancel the others."""
+
+    def cancel(self, msg: object = None) -> bool:
+        """Refused; who waits is cancelled once the commit is over, which is at once."""
+        return False
+
+
 class SqliteStore:
     """One state file. Used from the thread of one event loop only."""
 
@@ -138,7 +146,7 @@ class SqliteStore:
         self.on_failure: Callable[[], None] | None = None
         self.commits = 0  # transactions that were made durable, each by one fsync
         self._pending: dict[tuple[Table, Hashable], Row] = {}
-        self._waiting: list[asyncio.Future[None]] = []
+        self._commit: _Commit | None = None
         self._timer: asyncio.Handle | None = None
         self._rows = {table: _Rows(table) for table in Table}
         self._lock_file = self._take_lock()
@@ -232,15 +240,15 @@ class SqliteStore:
         loop = asyncio.get_running_loop()
         for row in rows:
             self._pending[row.table, row.key] = row
-        future: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(future)
+        if self._commit is None:
+            self._commit = _Commit(loop=loop)
         if alone:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = loop.call_soon(self.flush)
         elif self._timer is None:
             self._timer = loop.call_later(GROUP_WINDOW, self.flush)
-        return future
+        return self._commit
 
     def flush(self) -> None:
         """Commits all that is pending, in one transaction."""
@@ -248,11 +256,8 @@ class SqliteStore:
             self._timer.cancel()
             self._timer = None
         rows, self._pending = list(self._pending.values()), {}
-        waiting, self._waiting = self._waiting, []
-        if not rows:
-            for future in waiting:
-                if not future.done():
-                    future.set_result(None)
+        commit, self._commit = self._commit, None
+        if commit is None:
             return
         try:
             self._write(rows)
@@ -265,14 +270,10 @@ class SqliteStore:
                 f"the broker cannot write its state ({error}); nothing was changed: try again later",
                 retry_after=RETRY_AFTER,
             )
-            for future in waiting:
-                if not future.done():
-                    future.set_exception(refusal)
+            commit.set_exception(refusal)
             return
         self.commits += 1
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
+        commit.set_result(None)
 
     def _write(self, rows: Sequence[Row]) -> None:
         batches = {table: _Batch(rows) for table, rows in self._rows.items()}

@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec import structs
 
 from broker.core.placement import (
     HostInventory,
@@ -132,7 +133,7 @@ class SlotsAgainstModel(RuleBasedStateMachine):
             open_ended=length is None,
             latest_start=at(self.now + ahead + slack),
         )
-        pool = replace(self.pool, now=at(self.now))
+        pool = structs.replace(self.pool, now=at(self.now))
         answer = plan(PlacementRequest(sets=(wanted,)), {"p": pool}, window)
         if not isinstance(answer, Plan):
             return

@@ -164,6 +164,8 @@ class Rig:
             store._timer.cancel()
         store.submit = lambda rows, alone: asyncio.get_running_loop().create_future()
         store.flush = lambda: None
+        if store._commit is not None:
+            asyncio.Future.cancel(store._commit)  # it never comes
         store._db.close()
         os.close(store._lock_file)
         logging.disable(logging.CRITICAL)  # the dead say nothing

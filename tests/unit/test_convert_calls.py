@@ -16,6 +16,7 @@ from workspacebroker.v1 import workspace_service_pb2 as calls_pb
 from broker.api import calls, names
 from broker.api.digest import request_digest
 from broker.api.pages import PageTokens
+from broker.api.validate import KnownSets
 from broker.core.errors import FieldsInvalid
 from broker.core.model import FINAL, EndAction, State
 
@@ -27,11 +28,11 @@ SMALL = pb.Workspace(node_sets=[pb.NodeSet(count=1, instance_type="m1.small")])
 
 
 def create(message: calls_pb.CreateWorkspaceRequest) -> object:
-    return calls.create_request(message, instance_types=TYPES, now=NOW)
+    return calls.create_request(message, known=KnownSets(TYPES), now=NOW)
 
 
 def check(message: calls_pb.CheckPlacementRequest) -> object:
-    return calls.check_request(message, instance_types=TYPES, now=NOW)
+    return calls.check_request(message, known=KnownSets(TYPES), now=NOW)
 
 
 def listed(message: calls_pb.ListWorkspacesRequest) -> object:
@@ -172,7 +173,7 @@ def test_create() -> None:
     message = Create(
         parent="tenants/acme", workspace_id="w1", workspace=SMALL, request_id="r 1", if_pool_generations={"lab": 7}
     )
-    request = calls.create_request(message, instance_types=TYPES, now=NOW)
+    request = calls.create_request(message, known=KnownSets(TYPES), now=NOW)
     assert (request.tenant, request.workspace_id, request.request_id) == ("acme", "w1", "r 1")
     assert request.if_pool_generations == {"lab": 7}
     assert request.digest == request_digest(message)

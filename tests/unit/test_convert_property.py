@@ -17,7 +17,7 @@ from workspacebroker.v1 import workspace_service_pb2 as calls_pb
 from broker.api import calls, render
 from broker.api.pages import PageTokens
 from broker.api.status import TRAILER_BYTES, to_status
-from broker.api.validate import workspace_request
+from broker.api.validate import KnownSets, workspace_request
 from broker.core.errors import FieldsInvalid
 from broker.core.requests import WorkspaceRequest
 
@@ -105,7 +105,7 @@ def test_any_workspace(message: pb.Workspace) -> None:
 @quick
 @given(anything(calls_pb.CreateWorkspaceRequest))
 def test_any_create(message: calls_pb.CreateWorkspaceRequest) -> None:
-    accepted_or_named(lambda: calls.create_request(message, instance_types=TYPES, now=NOW))
+    accepted_or_named(lambda: calls.create_request(message, known=KnownSets(TYPES), now=NOW))
 
 
 READERS: list[tuple[type[Message], Callable[[Any], object]]] = [
