@@ -87,14 +87,12 @@ class PoolService(pools_grpc.PoolServiceServicer):
         return pools_pb.ListStraysResponse(strays=[render_pools.stray(view) for view in shown], next_page_token=token)
 
     @answered
-    async def ResolveStray(
-        self, request: pools_pb.ResolveStrayRequest, context: Context
-    ) -> pools_pb.ResolveStrayResponse:
+    async def ResolveStray(self, request: pools_pb.ResolveStrayRequest, context: Context) -> bytes:
         asked = calls.stray_request(request)
         if not asked.tenant:
             await self._strays.end(asked)
-            return pools_pb.ResolveStrayResponse()
-        return pools_pb.ResolveStrayResponse(workspace=self._shown(await self._strays.adopt(asked)))
+            return pools_pb.ResolveStrayResponse().SerializeToString()
+        return self._shown.alone(await self._strays.adopt(asked))
 
     @answered
     async def ListImages(self, request: pools_pb.ListImagesRequest, context: Context) -> pools_pb.ListImagesResponse:

@@ -2,7 +2,8 @@
 
 Invariants: user data never leaves; what a caller set comes back as it was set, so that an answer can be
 sent again; instants are exact to the microsecond. A workspace is rendered for every answer and every
-watcher, so each message is built in one call, from tables instead of reflection. Nothing is decided or
+watcher, so messages are filled in place (one given to a constructor is copied through the wire format), and
+from tables instead of reflection. Nothing is decided or
 looked up: what does not stand in the arguments is not shown. Pools, hosts and the rest: render_pools.py.
 """
 
@@ -20,7 +21,7 @@ from broker.api import names
 from broker.api.enums import CAUSES, END_ACTIONS, NOTICE_KINDS, PLACEMENTS, STATES
 from broker.api.parameters import render_value
 from broker.api.status import failure_status
-from broker.api.times import optional_duration, optional_timestamp, timestamp
+from broker.api.times import duration, fill, optional_timestamp, timestamp
 from broker.core.errors import Failure
 from broker.core.memo import Memo
 from broker.core.model import Disk, Nic, Node, NodeSet, Notice, SeenNic, State, Task, Terms, Workspace
@@ -39,53 +40,65 @@ def workspace(
     observe_times: Mapping[int, datetime] = NO_TIMES,
 ) -> pb.Workspace:
     """A workspace. `state`: other than its own; `tasks` and `observe_times`: by node index."""
-    return pb.Workspace(
+    shown = pb.Workspace(
         name=ws.name,
         display_name=ws.display_name,
-        labels=ws.labels,
         pool=ws.pool,
-        node_sets=[node_set(each) for each in ws.node_sets],
-        terms=terms(ws.terms),
-        parameters={key: render_value(value) for key, value in ws.parameters.items()},
         initial_state=STATES[ws.initial_state],
-        optional_parameters=ws.optional_parameters,
         state=STATES[ws.state if state is None else state],
         state_message=state_message,
-        last_error=optional_failure(ws.last_error),
-        nodes=[
-            node(ws, each, task=tasks.get(each.index), observe_time=observe_times.get(each.index)) for each in ws.nodes
-        ],
-        create_time=timestamp(ws.create_time),
-        planned_start_time=optional_timestamp(ws.start_time),
-        actual_start_time=optional_timestamp(ws.actual_start_time),
-        end_time=optional_timestamp(ws.end_time),
         queue_position=queue_position,
         revision=ws.revision,
         etag=ws.etag,
         uid=ws.uid,
         cause=CAUSES[ws.cause],
-        prepare_time=optional_timestamp(ws.prepare_time),
-        notices=[_notice(each) for each in ws.notices],
-        ignored_parameters=ws.ignored_parameters,
     )
+    if ws.labels:
+        shown.labels.update(ws.labels)
+    for each in ws.node_sets:
+        shown.node_sets.append(node_set(each))
+    _fill_terms(shown.terms, ws.terms)
+    for node in ws.nodes:
+        index = node.index
+        _fill_node(shown.nodes.add(), ws, node, tasks.get(index), observe_times.get(index))
+    fill(shown.create_time, ws.create_time)
+    for field, at in (
+        ("planned_start_time", ws.start_time),
+        ("prepare_time", ws.prepare_time),
+        ("actual_start_time", ws.actual_start_time),
+        ("end_time", ws.end_time),
+    ):
+        if at is not None:
+            fill(getattr(shown, field), at)
+    if ws.last_error is not None:
+        shown.last_error.CopyFrom(failure_status(ws.last_error))
+    for key, value in ws.parameters.items():
+        shown.parameters[key].CopyFrom(render_value(value))
+    shown.optional_parameters.extend(ws.optional_parameters)
+    shown.ignored_parameters.extend(ws.ignored_parameters)
+    shown.notices.extend(map(_notice, ws.notices))
+    return shown
 
 
-def node(ws: Workspace, each: Node, *, task: Task | None = None, observe_time: datetime | None = None) -> pb.Node:
+def _fill_node(shown: pb.Node, ws: Workspace, each: Node, task: Task | None, observe_time: datetime | None) -> None:
     """One node, with what is under way on it; `observe_time`: later than the one it bears."""
-    return pb.Node(
-        index=each.index,
-        node_set=ws.node_sets[each.set_index].name,
-        backend_id=each.backend_id,
-        host=names.host_name(each.pool, each.host) if each.host else "",
-        state=STATES[each.state],
-        nics=[_seen_nic(nic) for nic in each.nics],
-        last_error=optional_failure(each.last_error),
-        observe_time=optional_timestamp(observe_time or each.observe_time),
-        pool=each.pool,
-        cause=CAUSES[each.cause],
-        capacity_released=each.released,
-        activity=None if task is None else _activity(task),
-    )
+    shown.index = each.index
+    shown.node_set = ws.node_sets[each.set_index].name
+    shown.backend_id = each.backend_id
+    if each.host:
+        shown.host = names.host_name(each.pool, each.host)
+    shown.state = STATES[each.state]
+    shown.pool = each.pool
+    shown.cause = CAUSES[each.cause]
+    shown.capacity_released = each.released
+    shown.nics.extend(map(_seen_nic, each.nics))
+    if each.last_error is not None:
+        shown.last_error.CopyFrom(failure_status(each.last_error))
+    at = observe_time or each.observe_time
+    if at is not None:
+        fill(shown.observe_time, at)
+    if task is not None:
+        _fill_activity(shown.activity, task)
 
 
 def _node_set(each: NodeSet) -> pb.NodeSet:
@@ -110,16 +123,19 @@ node_set = Memo(_node_set)
 """A set as it was asked for, without its user data. The message is shared: to be copied from, not to be changed."""
 
 
-def terms(asked: Terms) -> pb.LeaseTerms:
+def _fill_terms(shown: pb.LeaseTerms, asked: Terms) -> None:
     """Terms as they were asked for; what came of them stands in the workspace's own times."""
-    return pb.LeaseTerms(
-        start_time=optional_timestamp(asked.start_time),
-        duration=optional_duration(asked.duration),
-        deadline=optional_timestamp(asked.deadline),
-        end_action=END_ACTIONS[asked.end_action],
-        earliest_start_time=optional_timestamp(asked.earliest_start_time),
-        open_ended=asked.open_ended,
-    )
+    shown.end_action = END_ACTIONS[asked.end_action]
+    shown.open_ended = asked.open_ended
+    if asked.duration is not None:
+        shown.duration.CopyFrom(duration(asked.duration))
+    for field, at in (
+        ("start_time", asked.start_time),
+        ("earliest_start_time", asked.earliest_start_time),
+        ("deadline", asked.deadline),
+    ):
+        if at is not None:
+            fill(getattr(shown, field), at)
 
 
 def quantities(amounts: Mapping[str, int]) -> pb.Quantities:
@@ -132,15 +148,14 @@ def optional_failure(failure: Failure | None) -> status_pb2.Status | None:
     return None if failure is None else failure_status(failure)
 
 
-def _activity(task: Task) -> pb.Node.Activity:
+def _fill_activity(shown: pb.Node.Activity, task: Task) -> None:
     """The step to try next; when all are accepted, the last one, whose effect is waited for."""
-    step = task.step or (task.steps[-1] if task.steps else "")
-    return pb.Node.Activity(
-        step=step,
-        attempt=max(1, task.attempt),
-        next_attempt_time=optional_timestamp(task.next_attempt_time),
-        last_error=optional_failure(task.last_error),
-    )
+    shown.step = task.step or (task.steps[-1] if task.steps else "")
+    shown.attempt = max(1, task.attempt)
+    if task.next_attempt_time is not None:
+        fill(shown.next_attempt_time, task.next_attempt_time)
+    if task.last_error is not None:
+        shown.last_error.CopyFrom(failure_status(task.last_error))
 
 
 def _notice(notice: Notice) -> pb.Workspace.Notice:

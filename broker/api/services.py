@@ -22,13 +22,15 @@ from broker.api.status import grpc_status
 from broker.api.times import timestamp
 from broker.api.validate import KnownSets
 from broker.api.verdicts import verdict
+from broker.api.wire import embedded, number_of
 from broker.book import Book
 from broker.config import Settings
 from broker.core.clock import Clock
 from broker.core.lifecycle import Verb
+from broker.core.memo import Memo
 from broker.core.model import Workspace
 from broker.core.requests import ListRequest
-from broker.events import changes
+from broker.events import Change, changes
 from broker.metrics import Metrics
 
 PAGE_BYTES: Final = 3 * 1024 * 1024
@@ -36,6 +38,10 @@ PAGE_BYTES: Final = 3 * 1024 * 1024
 
 BOOKMARK_EVERY: Final = 5.0
 """Seconds of quiet after which a watcher is told the revision."""
+
+
+_LISTED: Final = number_of(calls_pb.ListWorkspacesResponse, "workspaces")
+_CHANGED: Final = number_of(calls_pb.WatchWorkspacesResponse, "workspace")
 
 
 class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
@@ -63,6 +69,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         self._clock = clock
         self._tokens = tokens
         self._metrics = metrics
+        self._told = Memo(self._change)  # the same for every watcher
 
     def _check_tenant(self, tenant: str | None) -> None:
         """Raises NOT_FOUND for a tenant that is not there; None is all of them."""
@@ -82,41 +89,37 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         )
 
     @answered
-    async def CreateWorkspace(
-        self, request: calls_pb.CreateWorkspaceRequest, context: Context
-    ) -> calls_pb.CreateWorkspaceResponse:
+    async def CreateWorkspace(self, request: calls_pb.CreateWorkspaceRequest, context: Context) -> bytes:
         asked = calls.create_request(
             request, known=self._known, now=self._clock.now(), unknown=self._workspaces.unknown
         )
-        return calls_pb.CreateWorkspaceResponse(workspace=self._shown(await self._workspaces.create(asked)))
+        return self._shown.alone(await self._workspaces.create(asked))
 
     @answered
-    async def GetWorkspace(
-        self, request: calls_pb.GetWorkspaceRequest, context: Context
-    ) -> calls_pb.GetWorkspaceResponse:
+    async def GetWorkspace(self, request: calls_pb.GetWorkspaceRequest, context: Context) -> bytes:
         tenant, workspace = names.workspace(request.name)
-        return calls_pb.GetWorkspaceResponse(workspace=self._shown(self._workspaces.get(tenant, workspace)))
+        return self._shown.alone(self._workspaces.get(tenant, workspace))
 
     @answered
-    async def ListWorkspaces(
-        self, request: calls_pb.ListWorkspacesRequest, context: Context
-    ) -> calls_pb.ListWorkspacesResponse:
+    async def ListWorkspaces(self, request: calls_pb.ListWorkspacesRequest, context: Context) -> bytes:
         asked = calls.list_request(request, self._tokens)
         self._check_tenant(asked.tenant)
         # All pages bear the revision of the first: what changed while they were read comes with the watch.
         began, _, after = asked.page.position.partition(" ")
         revision = int(began) if began else self._book.events.revision
         answer = calls_pb.ListWorkspacesResponse(revision=revision)
+        shown: list[bytes] = []
         size = 0
+        last: Workspace | None = None
         for workspace in self._listed(asked, after):
-            shown = self._shown(workspace)
-            size += shown.ByteSize()
-            if answer.workspaces and (len(answer.workspaces) == asked.page.size or size > PAGE_BYTES):
-                last = answer.workspaces[-1].name
-                answer.next_page_token = self._tokens.issue(f"{revision} {last}", request)
+            wire = self._shown.wire(workspace)
+            size += len(wire)
+            if last is not None and (len(shown) == asked.page.size or size > PAGE_BYTES):
+                answer.next_page_token = self._tokens.issue(f"{revision} {last.name}", request)
                 break
-            answer.workspaces.append(shown)
-        return answer
+            shown.append(embedded(_LISTED, wire))
+            last = workspace
+        return b"".join((answer.SerializeToString(), *shown))
 
     def _listed(self, asked: ListRequest, after: str) -> Iterable[Workspace]:
         place = names.workspace(after) if after else ((asked.tenant or ""), "")
@@ -134,88 +137,59 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
                 yield workspace
 
     @answered
-    async def UpdateWorkspace(
-        self, request: calls_pb.UpdateWorkspaceRequest, context: Context
-    ) -> calls_pb.UpdateWorkspaceResponse:
+    async def UpdateWorkspace(self, request: calls_pb.UpdateWorkspaceRequest, context: Context) -> bytes:
         changed = await self._updates.update(calls.update_request(request))
-        return calls_pb.UpdateWorkspaceResponse(workspace=self._shown(changed))
+        return self._shown.alone(changed)
 
-    async def _verb(self, verb: Verb, request: Any, **options: bool) -> pb.Workspace:
-        return self._shown(await self._verbs.verb(verb, calls.verb_target(request), **options))
-
-    @answered
-    async def StartWorkspace(
-        self, request: calls_pb.StartWorkspaceRequest, context: Context
-    ) -> calls_pb.StartWorkspaceResponse:
-        return calls_pb.StartWorkspaceResponse(workspace=await self._verb(Verb.START, request))
+    async def _verb(self, verb: Verb, request: Any, **options: bool) -> bytes:
+        return self._shown.alone(await self._verbs.verb(verb, calls.verb_target(request), **options))
 
     @answered
-    async def PauseWorkspace(
-        self, request: calls_pb.PauseWorkspaceRequest, context: Context
-    ) -> calls_pb.PauseWorkspaceResponse:
-        return calls_pb.PauseWorkspaceResponse(workspace=await self._verb(Verb.PAUSE, request))
+    async def StartWorkspace(self, request: calls_pb.StartWorkspaceRequest, context: Context) -> bytes:
+        return await self._verb(Verb.START, request)
 
     @answered
-    async def UnpauseWorkspace(
-        self, request: calls_pb.UnpauseWorkspaceRequest, context: Context
-    ) -> calls_pb.UnpauseWorkspaceResponse:
-        return calls_pb.UnpauseWorkspaceResponse(workspace=await self._verb(Verb.UNPAUSE, request))
+    async def PauseWorkspace(self, request: calls_pb.PauseWorkspaceRequest, context: Context) -> bytes:
+        return await self._verb(Verb.PAUSE, request)
 
     @answered
-    async def SuspendWorkspace(
-        self, request: calls_pb.SuspendWorkspaceRequest, context: Context
-    ) -> calls_pb.SuspendWorkspaceResponse:
-        return calls_pb.SuspendWorkspaceResponse(
-            workspace=await self._verb(Verb.SUSPEND, request, release=request.release_capacity)
-        )
+    async def UnpauseWorkspace(self, request: calls_pb.UnpauseWorkspaceRequest, context: Context) -> bytes:
+        return await self._verb(Verb.UNPAUSE, request)
 
     @answered
-    async def ResumeWorkspace(
-        self, request: calls_pb.ResumeWorkspaceRequest, context: Context
-    ) -> calls_pb.ResumeWorkspaceResponse:
-        return calls_pb.ResumeWorkspaceResponse(workspace=await self._verb(Verb.RESUME, request))
+    async def SuspendWorkspace(self, request: calls_pb.SuspendWorkspaceRequest, context: Context) -> bytes:
+        return await self._verb(Verb.SUSPEND, request, release=request.release_capacity)
 
     @answered
-    async def StopWorkspace(
-        self, request: calls_pb.StopWorkspaceRequest, context: Context
-    ) -> calls_pb.StopWorkspaceResponse:
-        return calls_pb.StopWorkspaceResponse(
-            workspace=await self._verb(Verb.STOP, request, force=request.force, release=request.release_capacity)
-        )
+    async def ResumeWorkspace(self, request: calls_pb.ResumeWorkspaceRequest, context: Context) -> bytes:
+        return await self._verb(Verb.RESUME, request)
 
     @answered
-    async def RebootWorkspace(
-        self, request: calls_pb.RebootWorkspaceRequest, context: Context
-    ) -> calls_pb.RebootWorkspaceResponse:
-        return calls_pb.RebootWorkspaceResponse(workspace=await self._verb(Verb.REBOOT, request, force=request.force))
+    async def StopWorkspace(self, request: calls_pb.StopWorkspaceRequest, context: Context) -> bytes:
+        return await self._verb(Verb.STOP, request, force=request.force, release=request.release_capacity)
 
     @answered
-    async def TerminateWorkspace(
-        self, request: calls_pb.TerminateWorkspaceRequest, context: Context
-    ) -> calls_pb.TerminateWorkspaceResponse:
-        return calls_pb.TerminateWorkspaceResponse(
-            workspace=await self._verb(Verb.TERMINATE, request, force=request.force)
-        )
+    async def RebootWorkspace(self, request: calls_pb.RebootWorkspaceRequest, context: Context) -> bytes:
+        return await self._verb(Verb.REBOOT, request, force=request.force)
 
     @answered
-    async def SaveNode(self, request: calls_pb.SaveNodeRequest, context: Context) -> calls_pb.SaveNodeResponse:
+    async def TerminateWorkspace(self, request: calls_pb.TerminateWorkspaceRequest, context: Context) -> bytes:
+        return await self._verb(Verb.TERMINATE, request, force=request.force)
+
+    @answered
+    async def SaveNode(self, request: calls_pb.SaveNodeRequest, context: Context) -> bytes:
         workspace = await self._verbs.save(calls.save_request(request))
-        return calls_pb.SaveNodeResponse(
-            workspace=self._shown(workspace), image=pb.Image(name=request.image_name, ready=False)
-        )
+        image = calls_pb.SaveNodeResponse(image=pb.Image(name=request.image_name, ready=False))
+        return self._shown.alone(workspace) + image.SerializeToString()
 
     @partial(answered, waits=True)
-    async def WaitWorkspace(
-        self, request: calls_pb.WaitWorkspaceRequest, context: Context
-    ) -> calls_pb.WaitWorkspaceResponse:
+    async def WaitWorkspace(self, request: calls_pb.WaitWorkspaceRequest, context: Context) -> bytes:
         remaining = context.time_remaining()
         limit = self._calls.timeout - 1.0 if remaining is None else remaining
         workspace, reached = await self._workspaces.wait(calls.wait_request(request), limit)
-        return calls_pb.WaitWorkspaceResponse(workspace=self._shown(workspace), reached=reached)
+        return self._shown.alone(workspace) + calls_pb.WaitWorkspaceResponse(reached=reached).SerializeToString()
 
-    async def WatchWorkspaces(
-        self, request: calls_pb.WatchWorkspacesRequest, context: Context
-    ) -> AsyncIterator[calls_pb.WatchWorkspacesResponse]:
+    async def WatchWorkspaces(self, request: calls_pb.WatchWorkspacesRequest, context: Context) -> AsyncIterator[bytes]:
         self._metrics.watchers.inc()
         try:
             with self._calls.admitted(context, waits=True):
@@ -228,9 +202,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         finally:
             self._metrics.watchers.dec()
 
-    async def _watched(
-        self, request: calls_pb.WatchWorkspacesRequest
-    ) -> AsyncIterator[calls_pb.WatchWorkspacesResponse]:
+    async def _watched(self, request: calls_pb.WatchWorkspacesRequest) -> AsyncIterator[bytes]:
         asked = calls.watch_request(request)
         self._check_tenant(asked.tenant)
         log = self._book.events
@@ -241,18 +213,23 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         subscription = log.subscribe(asked.after_revision, current, self._clock.now())
         async for change in changes(log, subscription, BOOKMARK_EVERY):
             if isinstance(change, int):
-                yield calls_pb.WatchWorkspacesResponse(revision=change, time=timestamp(self._clock.now()))
+                bookmark = calls_pb.WatchWorkspacesResponse(revision=change, time=timestamp(self._clock.now()))
+                yield bookmark.SerializeToString()
                 continue
             workspace = change.workspace
             if (asked.tenant is None or workspace.tenant == asked.tenant) and _selected(
                 workspace, asked.label_selector
             ):
-                yield calls_pb.WatchWorkspacesResponse(
-                    revision=change.revision,
-                    workspace=self._shown(workspace),
-                    previous_state=STATES[change.previous] if change.previous is not None else None,
-                    time=timestamp(change.time),
-                )
+                yield self._told(change)
+
+    def _change(self, change: Change) -> bytes:
+        """A change as watchers are told of it."""
+        told = calls_pb.WatchWorkspacesResponse(
+            revision=change.revision,
+            previous_state=STATES[change.previous] if change.previous is not None else None,
+            time=timestamp(change.time),
+        )
+        return told.SerializeToString() + embedded(_CHANGED, self._shown.wire(change.workspace))
 
 
 def _selected(workspace: Workspace, selector: Mapping[str, str]) -> bool:

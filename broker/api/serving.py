@@ -10,20 +10,22 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import wraps
 from typing import Any, Final, TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
-from workspacebroker.v1 import resources_pb2 as pb
+from msgspec import Struct
 
 from broker.api import render
 from broker.api.status import grpc_status
+from broker.api.wire import embedded
 from broker.book import Book
 from broker.config import ServerSettings
 from broker.core.errors import BrokerError, Reason, overloaded, shutting_down
-from broker.core.model import Workspace
+from broker.core.model import Task, Workspace
 from broker.core.whole import workspace_state
 from broker.engine.engine import Engine
 from broker.operators import Operators
@@ -35,6 +37,9 @@ from broker.workspaces import Workspaces
 
 LEAST_TIME: Final = 0.005
 """Seconds a caller must leave a mutation to be made durable in."""
+
+RENDERED_KEPT: Final = 20_000
+"""Workspaces remembered as they were shown last, about 1 KiB each."""
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -95,14 +100,25 @@ def answered(method: Callable[..., Awaitable[T]], *, waits: bool = False) -> Cal
     return call
 
 
+class _Rendered(Struct, frozen=True, kw_only=True):
+    """A workspace as it was shown last, and what that was made from."""
+
+    workspace: Workspace
+    tasks: dict[int, Task]
+    seen: dict[int, datetime]
+    wire: bytes
+
+
 class Shown:
     """Workspaces as the API shows them: the record, what is under way on its nodes, and when they were last seen."""
 
     def __init__(self, book: Book, engine: Engine) -> None:
         self._book = book
         self._engine = engine
+        self._rendered: dict[str, _Rendered] = {}  # by uid
 
-    def __call__(self, workspace: Workspace) -> pb.Workspace:
+    def wire(self, workspace: Workspace) -> bytes:
+        """A workspace, serialised; what was rendered before is found again while nothing of it has changed."""
         tasks = {}
         seen = {}
         for node in workspace.nodes:
@@ -113,7 +129,19 @@ class Shown:
             at = self._engine.seen_at(key, node.pool)
             if at is not None:
                 seen[node.index] = at
-        return render.workspace(workspace, state_message=_message(workspace), tasks=tasks, observe_times=seen)
+        known = self._rendered.get(workspace.uid)
+        if known is not None and known.workspace is workspace and known.tasks == tasks and known.seen == seen:
+            return known.wire
+        message = render.workspace(workspace, state_message=_message(workspace), tasks=tasks, observe_times=seen)
+        wire = message.SerializeToString()
+        if len(self._rendered) >= RENDERED_KEPT:
+            self._rendered.clear()
+        self._rendered[workspace.uid] = _Rendered(workspace=workspace, tasks=tasks, seen=seen, wire=wire)
+        return wire
+
+    def alone(self, workspace: Workspace) -> bytes:
+        """An answer that is nothing but a workspace, serialised: the first field of every one of them."""
+        return embedded(1, self.wire(workspace))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

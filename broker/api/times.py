@@ -25,6 +25,13 @@ def timestamp(at: datetime) -> Timestamp:
     return Timestamp(seconds=since.days * DAY + since.seconds, nanos=since.microseconds * 1000)
 
 
+def fill(shown: Timestamp, at: datetime) -> None:
+    """Writes the instant into a message that is there."""
+    since = at - EPOCH
+    shown.seconds = since.days * DAY + since.seconds
+    shown.nanos = since.microseconds * 1000
+
+
 def optional_timestamp(at: datetime | None) -> Timestamp | None:
     """The same, where there may be none; a message is built with None as with nothing."""
     return None if at is None else timestamp(at)

@@ -40,7 +40,10 @@ class RefuseUnreadable(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_deserializer is None:
             return handler  # no such method: not kept, as anybody may ask for any name
-        changed: dict[str, Any] = {"request_deserializer": _reader(handler.request_deserializer)}
+        changed: dict[str, Any] = {
+            "request_deserializer": _reader(handler.request_deserializer),
+            "response_serializer": _writer(handler.response_serializer),
+        }
         if handler.unary_unary is not None:
             changed["unary_unary"] = _unary(handler.unary_unary)
         elif handler.unary_stream is not None:
@@ -60,6 +63,11 @@ def _reader(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
             return _UNREADABLE
 
     return read_or_mark
+
+
+def _writer(write: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Answers may come serialised, see wire.py."""
+    return lambda answer: answer if isinstance(answer, bytes) else write(answer)
 
 
 async def _readable_one(request: Any, context: Any) -> Any:
