@@ -125,6 +125,12 @@ class Book:
         self.tasks: dict[NodeKey, Task] = {}
         self.requests: dict[tuple[str, str, str], RequestRecord] = {}
         self.settings: dict[str, str] = {}
+        self._tables: dict[Table, dict[Any, Any]] = {
+            Table.WORKSPACES: self.workspaces,
+            Table.TASKS: self.tasks,
+            Table.REQUESTS: self.requests,
+            Table.SETTINGS: self.settings,
+        }
         self.settings_version = 0  # grows with every change of them
         self.revision = 0
         self.slots: defaultdict[str, SlotTable] = defaultdict(lambda: SlotTable(RESOURCES))
@@ -222,7 +228,7 @@ class Book:
             for callback in transaction.after_commit:
                 callback()
             return
-        rows: list[Row] = [Row(table, key, self._records(table).get(key)) for table, key in transaction._before]
+        rows = [Row(table, key, self._records(table).get(key)) for table, key in transaction._before]
         self._unconfirmed[transaction] = None
         for table, key in transaction._before:
             if table is Table.TASKS:
@@ -265,15 +271,7 @@ class Book:
         self.on_lost()
 
     def _records(self, table: Table) -> dict[Any, Any]:
-        match table:
-            case Table.WORKSPACES:
-                return self.workspaces
-            case Table.TASKS:
-                return self.tasks
-            case Table.REQUESTS:
-                return self.requests
-            case Table.SETTINGS:
-                return self.settings
+        return self._tables[table]
 
     def _replace(self, table: Table, key: Hashable, value: object) -> object:
         """Puts one record in place of another (None: none), with all that follows from it; returns the other."""
@@ -346,8 +344,9 @@ class Book:
     def _charge(
         self, tenant: str, before: Iterable[tuple[str, str, int]], after: Iterable[tuple[str, str, int]]
     ) -> None:
+        used = self.used
         for sign, uses in ((-1, before), (1, after)):
             for pool, resource, amount in uses:
-                self.used[(tenant, "", resource)] += sign * amount
+                used[tenant, "", resource] += sign * amount
                 if pool:
-                    self.used[(tenant, pool, resource)] += sign * amount
+                    used[tenant, pool, resource] += sign * amount

@@ -40,7 +40,15 @@ class Metrics:
         self.transitions = Counter(
             "node_transitions", "Node state changes", ["pool", "state", "cause"], registry=self.registry
         )
+        self._ok: dict[tuple[str, str], Counter] = {}  # looking a counter up by its labels costs more than counting
         self.watchers = Gauge("watchers", "Open watch streams", registry=self.registry)
+
+    def succeeded(self, pool: str, call: str) -> None:
+        """Counts a call to a backend that went well, as nearly all do."""
+        counter = self._ok.get((pool, call))
+        if counter is None:
+            counter = self._ok[pool, call] = self.backend_calls.labels(pool, call, "ok")
+        counter.inc()
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
         """Serves them over HTTP, in a thread of its own; returns what stops it. Raises OSError."""

@@ -82,6 +82,7 @@ class Workspaces:
         self._pools = dict(pools)
         self._clock = clock
         self._metrics = metrics
+        self._created = metrics.creates.labels("ok")
         self._tenants = tenants
         self._ledger = ledger
         self._new_uid = new_uid
@@ -177,7 +178,7 @@ class Workspaces:
         except BrokerError as error:
             self._metrics.creates.labels(error.reason.value).inc()
             raise
-        self._metrics.creates.labels("ok").inc()
+        self._created.inc()
         return workspace
 
     def _create(self, tx: Transaction, request: CreateRequest) -> Workspace:

@@ -89,7 +89,7 @@ class QuotaViolation(Struct, frozen=True, kw_only=True):
     requested: int
 
 
-class Failure(Struct, frozen=True, kw_only=True):
+class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An error kept on a resource (`last_error`): the same reason and words a failed call would carry."""
 
     reason: Reason

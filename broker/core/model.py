@@ -106,14 +106,14 @@ class ValueKind(StrEnum):
     STRING_LIST = "STRING_LIST"
 
 
-class TypedValue(Struct, frozen=True, kw_only=True):
+class TypedValue(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A parameter's value together with its kind."""
 
     kind: ValueKind
     value: bool | int | float | str | tuple[str, ...]
 
 
-class Terms(Struct, frozen=True, kw_only=True):
+class Terms(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """When capacity is wanted. Nothing set: as soon as possible, for the pool's default duration."""
 
     start_time: datetime | None = None
@@ -124,7 +124,7 @@ class Terms(Struct, frozen=True, kw_only=True):
     end_action: EndAction = EndAction.TERMINATE
 
 
-class Nic(Struct, frozen=True, kw_only=True):
+class Nic(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A wanted interface."""
 
     network: str
@@ -132,7 +132,7 @@ class Nic(Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...] = ()
 
 
-class Disk(Struct, frozen=True, kw_only=True):
+class Disk(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A wanted extra disk: from an image, or blank."""
 
     image: str = ""
@@ -142,7 +142,7 @@ class Disk(Struct, frozen=True, kw_only=True):
     save_as: str = ""
 
 
-class NodeSet(Struct, frozen=True, kw_only=True):
+class NodeSet(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """count identical nodes. `amounts` is what a guest gets: the instance type's with the request's own on top."""
 
     name: str = ""
@@ -170,7 +170,7 @@ class NodeSet(Struct, frozen=True, kw_only=True):
         return taken
 
 
-class SeenNic(Struct, frozen=True, kw_only=True):
+class SeenNic(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An interface as the backend showed it."""
 
     network: str
@@ -179,7 +179,7 @@ class SeenNic(Struct, frozen=True, kw_only=True):
     mac: str = ""
 
 
-class Node(Struct, frozen=True, kw_only=True):
+class Node(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One VM of a workspace.
 
     `held` and `pool_held` are what it takes of its host and of its pool (overhead included) while it holds anything.
@@ -204,7 +204,7 @@ class Node(Struct, frozen=True, kw_only=True):
     last_error: Failure | None = None
 
 
-class Notice(Struct, frozen=True, kw_only=True):
+class Notice(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Something its owner should know in time; it stays until it no longer holds."""
 
     kind: NoticeKind
@@ -218,7 +218,7 @@ def without(notices: tuple[Notice, ...], kind: NoticeKind) -> tuple[Notice, ...]
     return tuple(notice for notice in notices if notice.kind is not kind)
 
 
-class Workspace(Struct, frozen=True, kw_only=True):
+class Workspace(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A lease of one or more VMs, placed all or nothing."""
 
     uid: str
@@ -271,7 +271,7 @@ NodeKey = tuple[str, int]
 """(workspace uid, node index)."""
 
 
-class Task(Struct, frozen=True, kw_only=True):
+class Task(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What is under way on one node: a row, committed before each step is tried.
 
     `position` counts the steps the backend has accepted; past the last one the task waits until the node is seen to
@@ -310,7 +310,7 @@ class Task(Struct, frozen=True, kw_only=True):
         return self.steps[self.position] if self.position < len(self.steps) else None
 
 
-class RequestRecord(Struct, frozen=True, kw_only=True):
+class RequestRecord(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An answered request id: which workspace it made or changed, and a hash of all that was asked."""
 
     tenant: str

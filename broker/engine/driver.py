@@ -92,6 +92,8 @@ class Driver:
         self._jitter = jitter
         self._fault_point = fault_point
         self._workers = asyncio.Semaphore(pool.settings.max_in_flight)
+        retry = pool.settings.retry
+        self._retries = RetryPolicy(initial=retry.initial, maximum=retry.maximum, budget=retry.budget)
         self._running: dict[NodeKey, _Running] = {}
         self.accepted: dict[NodeKey, float] = {}
         """When the backend accepted a node's last step, monotonic: older observations say nothing about it."""
@@ -144,7 +146,7 @@ class Driver:
             log.exception("pool=%s call=%s defect of the backend", self.pool.name, what)
             self._breaker.failed(error)
             raise OutcomeUnknown(f"the backend's adapter failed: {error!r}") from error
-        self._metrics.backend_calls.labels(self.pool.name, what, "ok").inc()
+        self._metrics.succeeded(self.pool.name, what)
         self._breaker.answered()
         return answer
 
@@ -248,8 +250,6 @@ class Driver:
     async def _retried(
         self, task: Task, what: str, operation: Callable[[], Awaitable[T]], interrupt: asyncio.Event
     ) -> T:
-        retry = self.pool.settings.retry
-
         async def told(attempt: int, seconds: float, error: TransientBackendError) -> None:
             workspace = self._book.workspaces[task.uid]
             log.warning(
@@ -278,7 +278,7 @@ class Driver:
 
         return await call_with_retries(
             lambda: self.queued(what, operation),
-            policy=RetryPolicy(initial=retry.initial, maximum=retry.maximum, budget=retry.budget),
+            policy=self._retries,
             clock=self._clock,
             jitter=self._jitter,
             told=told,

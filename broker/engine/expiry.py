@@ -148,9 +148,10 @@ class Expiry:
         """When the notice ENDING comes: before the end, but not in the first half of the lease."""
         if workspace.end_time is None or workspace.start_time is None:
             return None
-        if any(notice.kind is NoticeKind.ENDING for notice in workspace.notices):
+        if workspace.notices and any(notice.kind is NoticeKind.ENDING for notice in workspace.notices):
             return None
-        warnings = [self._pools[node.pool].settings.end_warning for node in workspace.nodes if node.pool in self._pools]
+        pools = {node.pool for node in workspace.nodes}
+        warnings = [self._pools[pool].settings.end_warning for pool in pools if pool in self._pools]
         middle = workspace.start_time + (workspace.end_time - workspace.start_time) / 2
         return max(middle, workspace.end_time - timedelta(seconds=max(warnings, default=0.0)))
 
