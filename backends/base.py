@@ -13,11 +13,12 @@ Invariants every backend keeps:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Protocol
+
+from msgspec import Struct, field
 
 Amounts = Mapping[str, int]
 """Amounts by resource: "cpu" in milli-cores, "memory" and "disk" in MiB, any other name in its own whole unit."""
@@ -193,8 +194,7 @@ ParameterValue = str | int | float | bool | tuple[str, ...]
 """A parameter's value: durations arrive as float seconds, timestamps as RFC 3339 text, lists as tuples of str."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParameterSpec:
+class ParameterSpec(Struct, frozen=True, kw_only=True):
     """One scheduler parameter a pool understands, or refuses by name; `key` is "namespace:name"."""
 
     key: str
@@ -204,8 +204,7 @@ class ParameterSpec:
     refused: str = ""  # why the pool refuses a key that a user may well try, and what to use instead
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(Struct, frozen=True, kw_only=True):
     """Whose VM this is: what the tag on every VM carries. A workspace's uid is never used again, its name may be."""
 
     broker_id: str
@@ -213,8 +212,7 @@ class Identity:
     node_index: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NicSpec:
+class NicSpec(Struct, frozen=True, kw_only=True):
     """A network interface to make: `network` as the pool's inventory names it."""
 
     network: str
@@ -222,8 +220,7 @@ class NicSpec:
     addresses: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskSpec:
+class DiskSpec(Struct, frozen=True, kw_only=True):
     """An extra disk: from an image, or blank of `size_mib` MiB."""
 
     image: str = ""
@@ -232,8 +229,7 @@ class DiskSpec:
     read_only: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeSpec:
+class NodeSpec(Struct, frozen=True, kw_only=True):
     """Everything a backend needs to make one node, on the host the broker chose."""
 
     identity: Identity
@@ -249,8 +245,7 @@ class NodeSpec:
     start_paused: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepCall:
+class StepCall(Struct, frozen=True, kw_only=True):
     """One step to perform on one node."""
 
     step: Step
@@ -263,8 +258,7 @@ class StepCall:
     repeated: bool = False  # an earlier try of this very step may have been carried out
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObservedNic:
+class ObservedNic(Struct, frozen=True, kw_only=True):
     """An interface as the backend shows it."""
 
     network: str
@@ -273,8 +267,7 @@ class ObservedNic:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObservedNode:
+class ObservedNode(Struct, frozen=True, kw_only=True):
     """A VM that bears an identity, as the backend shows it. `detail` is the backend's own word for its state."""
 
     identity: Identity
@@ -298,8 +291,7 @@ class HostState(StrEnum):
 AttributeValue = str | int | float | bool | tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObservedHost:
+class ObservedHost(Struct, frozen=True, kw_only=True):
     """A host. `total` is what VMs may be promised: the backend's own reserve is taken off already."""
 
     name: str
@@ -310,8 +302,7 @@ class ObservedHost:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObservedImage:
+class ObservedImage(Struct, frozen=True, kw_only=True):
     """A bootable image; `attributes` such as "arch" and "hypervisor" must match a host's."""
 
     name: str
@@ -321,8 +312,7 @@ class ObservedImage:
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObservedNetwork:
+class ObservedNetwork(Struct, frozen=True, kw_only=True):
     """A network with its addresses; total None means as many as asked for."""
 
     name: str
@@ -331,8 +321,7 @@ class ObservedNetwork:
     foreign_addresses: int = 0  # held by VMs that bear no identity of this broker, or set aside
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inventory:
+class Inventory(Struct, frozen=True, kw_only=True):
     """One complete look at a backend.
 
     `images` None: the backend takes any name. `pool_totals`: resources that belong to the pool and not to a host,
@@ -362,8 +351,7 @@ class BackendClock(Protocol):
         """Waits that long on this clock."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendContext:
+class BackendContext(Struct, frozen=True, kw_only=True):
     """What the broker tells a backend at its creation."""
 
     pool: str
@@ -415,8 +403,7 @@ class Backend(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SettingProblem:
+class SettingProblem(Struct, frozen=True, kw_only=True):
     """A bad key of a pool's settings: `key` is relative to the pool, "hosts[0].cpu"."""
 
     key: str

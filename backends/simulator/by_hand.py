@@ -6,7 +6,9 @@ For tests, demonstrations and what-if; the broker never calls any of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from backends.base import HostState, Identity, NodeSpec, Observation
 from backends.simulator.faults import Faults

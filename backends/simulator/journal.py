@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
+
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from backends.base import Identity, Observation, ObservedNic
 from backends.simulator.world import Change, Machine, SavedImage, World
@@ -75,10 +77,10 @@ def _line(entry: Machine | SavedImage | str) -> str:
     if isinstance(entry, str):
         document: dict[str, Any] = {"gone": entry}
     elif isinstance(entry, SavedImage):
-        document = {"image": asdict(entry)}
+        document = {"image": to_builtins(entry)}
     else:
-        document = {"vm": asdict(replace(entry, spec=None))}
-    return json.dumps(document, default=datetime.isoformat, separators=(",", ":")) + "\n"
+        document = {"vm": to_builtins(replace(entry, spec=None))}
+    return json.dumps(document, separators=(",", ":")) + "\n"
 
 
 def _image(values: dict[str, Any]) -> SavedImage:
@@ -86,7 +88,7 @@ def _image(values: dict[str, Any]) -> SavedImage:
 
 
 def _machine(values: dict[str, Any]) -> Machine:
-    known = {field.name for field in fields(Machine)}
+    known = set(Machine.__struct_fields__)
     kept = {key: value for key, value in values.items() if key in known}
     change = kept["change"]
     if change is not None:

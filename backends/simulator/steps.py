@@ -7,8 +7,10 @@ in words an operator understands. Delays are the pool's; what goes wrong on purp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+from msgspec.structs import replace
 
 from backends.base import BackendRejected, HostState, Observation, Step, StepCall, TransientBackendError
 from backends.simulator.settings import FaultKind, Hosts, Settings

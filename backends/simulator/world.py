@@ -10,9 +10,12 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from backends.base import Amounts, HostState, Identity, NodeSpec, Observation, ObservedNic, ObservedNode
 from backends.simulator.addresses import AddressBook
@@ -20,8 +23,7 @@ from backends.simulator.addresses import AddressBook
 POOL = ""  # the holder of what belongs to the pool and to no host
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(Struct, frozen=True, kw_only=True):
     """What is under way on a machine. `due` None: it never gets there."""
 
     step: str
@@ -33,8 +35,7 @@ class Change:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class Machine(Struct, frozen=True, kw_only=True):
     """A VM. `host` is where its disk lies; `placed`: it also holds the rest of what it was promised there."""
 
     backend_id: str
@@ -58,8 +59,7 @@ class Machine:
         return self.change.shown if self.change else self.observation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedImage:
+class SavedImage(Struct, frozen=True, kw_only=True):
     """A disk that was saved."""
 
     name: str

@@ -7,10 +7,10 @@ do is left out by its capabilities, in agreement with `steps`: a declared action
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import pytest
+from msgspec.structs import replace
 
 from backends.base import (
     UNDO,

@@ -7,11 +7,11 @@ import json
 import textwrap
 import time
 import tomllib
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from backends import simulator
 from backends.base import (
@@ -54,13 +54,13 @@ def node(number: int = 0, host: str = "host-1", **changes: object) -> NodeSpec:
         host=host,
         amounts={"cpu": 1000, "memory": 1024, "disk": 1000},
     )
-    return replace(spec, **changes)  # type: ignore[arg-type]
+    return replace(spec, **changes)
 
 
 async def act(pool: Simulator, action: Action, spec: NodeSpec, backend_id: str = "", **more: object) -> str:
     for step in pool.steps(action):
         call = StepCall(step=step, node=spec, backend_id=backend_id)
-        backend_id = await pool.perform(replace(call, **more))  # type: ignore[arg-type]
+        backend_id = await pool.perform(replace(call, **more))
     return backend_id
 
 
