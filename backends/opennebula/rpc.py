@@ -1,7 +1,7 @@
 """The wire: one XML-RPC call as one HTTP request, with limits on both directions.
 
-Responsible for the codec (`xmlrpc.client`, hardened), the transport (httpx), the number of calls in flight,
-the time a call may take, and the session. Invariants: no more than `max_in_flight` sockets are open, each for
+Responsible for the codec (`xmlrpc.client`, hardened), HTTP (httpx on `transport`), the number of calls in flight, the
+time a call may take, and the session. Invariants: no more than `max_in_flight` sockets are open, each for
 one call only, because a front-end closes every connection after its answer and serves 15 at once; a text the
 other side cannot take is refused before anything is sent; a body with a DOCTYPE is never parsed; the session
 is in no message.
@@ -17,6 +17,7 @@ import ssl
 import xmlrpc.client
 from pathlib import Path
 from typing import Final, cast
+from xml.parsers import expat
 
 import httpx
 
@@ -24,6 +25,7 @@ from backends.base import BackendRejected, TransientBackendError
 from backends.opennebula import failures
 from backends.opennebula.failures import SessionRefused, Unusable
 from backends.opennebula.settings import Settings
+from backends.opennebula.transport import OneCallTransport
 
 Argument = str | int | bool
 
@@ -65,7 +67,7 @@ def decode(body: bytes) -> list[object]:
     if _DOCTYPE.search(body):
         raise Unusable("an answer with a DOCTYPE, which is not parsed")
     try:
-        values, _ = xmlrpc.client.loads(body)
+        values = _unmarshalled(body)
     except xmlrpc.client.Fault:
         raise
     except Exception as error:  # the parser stumbles over nonsense in ways its documentation does not list
@@ -74,6 +76,20 @@ def decode(body: bytes) -> list[object]:
     if not isinstance(answer, list) or len(answer) < 2 or not isinstance(answer[0], bool):
         raise Unusable("an answer of another shape than [true, value, ...] or [false, message, code, ...]")
     return cast("list[object]", answer)
+
+
+def _unmarshalled(body: bytes) -> tuple[object, ...]:
+    """What xmlrpc.client.loads makes of a body, in a fifth of the time where it is long."""
+    target = xmlrpc.client.Unmarshaller()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True  # a document is one text; else each of its escapes is a call
+    parser.buffer_size = _DECODE_ASIDE_BYTES
+    parser.StartElementHandler = target.start
+    parser.EndElementHandler = target.end
+    parser.CharacterDataHandler = target.data
+    target.xml(None, None)  # type: ignore[arg-type]  # no encoding: the parser has decoded
+    parser.Parse(body, True)
+    return cast("tuple[object, ...]", target.close())
 
 
 class Session:
@@ -122,10 +138,11 @@ class Rpc:
         self._tls = None
 
     def _client(self) -> httpx.AsyncClient:
-        """A client for one call: calls that are cancelled lose a place of a shared one for ever."""
+        """A client for one call: behind a proxy, calls that are cancelled lose a place of a shared one for ever."""
         if self._tls is None:
             raise TransientBackendError("the pool is not open")
         return httpx.AsyncClient(
+            transport=OneCallTransport(self._tls),  # with a proxy httpx takes its own
             verify=self._tls,
             proxy=self._settings.proxy or None,
             trust_env=False,

@@ -178,6 +178,16 @@ async def test_a_document_with_a_doctype_or_none_at_all(inner: str) -> None:
             await backend.observe()
 
 
+async def test_what_a_proxy_makes_of_an_answer() -> None:
+    """Something before it, and no length: it ends with the connection."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200 OK\r\n\r\n" + _array("<i4>0</i4>"))
+
+    async with serving(answer) as backend:
+        assert await step(backend, Step.SUSPEND, node(), "0") == "0"
+
+
 async def test_a_trickle_is_cut_off() -> None:
     """Each byte comes in time, the answer never does."""
 
