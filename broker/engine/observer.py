@@ -41,7 +41,7 @@ QUICKEST_ROUND: Final = 0.05
 SLOWEST_ROUND: Final = 1.0
 
 ROUNDS_SHARE: Final = 10
-"""Seconds of pause for each second that a round takes."""
+"""Seconds of pause for each second that a round takes, while there are steps that it keeps waiting."""
 
 NOT_BEGUN_OR_FINAL: Final = FINAL | {State.PENDING, State.RESERVED}
 
@@ -118,15 +118,22 @@ class Observer:
                 pause = min(max(pause * 2, QUICKEST_ROUND), SLOWEST_ROUND)
             else:
                 pause = next_refresh - now
-            # A round looks at every VM: rounds never take more than a share of the time.
-            least = min(SLOWEST_ROUND, (now - began) * ROUNDS_SHARE)
-            if least > 0.0:
-                await self._clock.sleep(least)
-            await interrupted_sleep(self._clock, max(0.0, min(pause, next_refresh - now) - least), self._soon)
+            # A round looks at every VM: it takes half of the time at most, and a small share while steps are taken.
+            took = now - began
+            if took > 0.0:
+                await self._clock.sleep(min(SLOWEST_ROUND, took))
+            while self._stepping() and self._clock.monotonic() - now < min(SLOWEST_ROUND, took * ROUNDS_SHARE):
+                await self._clock.sleep(QUICKEST_ROUND)
+            paused = self._clock.monotonic() - now
+            await interrupted_sleep(self._clock, max(0.0, min(pause, next_refresh - now) - paused), self._soon)
 
     def _awaited(self) -> bool:
         """Whether anything is accepted and not yet seen done."""
         return not self._breaker.open and any(task.step is None for task in self._tasks())
+
+    def _stepping(self) -> bool:
+        """Whether any step is still to be accepted."""
+        return any(task.step is not None for task in self._tasks())
 
     def _tasks(self) -> Iterable[Task]:
         return self._book.pool_tasks[self.pool.name].values()
