@@ -12,7 +12,8 @@ import threading
 import time
 import xml.etree.ElementTree as ElementTree
 import xmlrpc.client
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -148,6 +149,36 @@ def test_one_less_leaves_room() -> None:
         assert time.monotonic() - start < 1.0
         for connection in idle:
             connection.close()
+
+
+def together(calls: list[Callable[[], object]]) -> list[float]:
+    """Makes calls at once; the seconds until each was answered."""
+    start = time.monotonic()
+
+    def timed(make: Callable[[], object]) -> float:
+        make()
+        return time.monotonic() - start
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return list(threads.map(timed, calls))
+
+
+def test_connections_are_counted_while_they_are_in_use() -> None:
+    with Standin(StandinConfig(call_latency={"one.system.version": 0.3})) as one:
+        together([lambda: call(one.endpoint, "one.system.version", one.session)] * 3)
+        call(one.endpoint, "one.system.version", one.session)
+        assert one.connections.most == 3
+        until(lambda: one.connections.open == 0)
+
+
+def test_serial_calls_take_turns_and_others_do_not_wait() -> None:
+    with Standin(StandinConfig(scheduler=False, serial_latency={"one.vm.allocate": 0.1})) as one:
+        asked: list[Callable[[], object]] = [lambda: call(one.endpoint, "one.system.version", one.session)]
+        asked += [lambda: allocate(one)] * 4
+        version, *allocates = together(asked)
+        assert version < 0.3
+        for turn, seconds in enumerate(sorted(allocates), 1):
+            assert seconds >= turn * 0.1
 
 
 def test_a_half_sent_request_times_out(one: Standin) -> None:

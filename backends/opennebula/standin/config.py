@@ -116,7 +116,8 @@ class StandinConfig:
     """Everything a stand-in needs to start; every field has the value of an ordinary empty front-end.
 
     `dwell` maps the name of an LCM state (`BOOT`, `SAVE_SUSPEND`, …) to the time a VM stays in it and
-    `call_latency` a method name to the time its answer takes. `first_ids` maps a pool (`vm`, `host`,
+    `call_latency` a method name to the time its answer takes; `serial_latency` is what it takes on top of that
+    while no other such call goes on, as a daemon writes one thing after another. `first_ids` maps a pool (`vm`, `host`,
     `image`, `network`, `template`, `cluster`, `datastore`, `user`, `group`) to its first id.
     """
 
@@ -141,6 +142,7 @@ class StandinConfig:
     call_latency: Mapping[str, float] = field(
         default_factory=lambda: _frozen({"one.vm.deploy": 0.005, "one.vm.action": 0.001})
     )
+    serial_latency: Mapping[str, float] = field(default_factory=_frozen)
     report_delay: float = 0.004
     image_delay: float = 0.004
     scheduler: bool = True

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -60,6 +60,24 @@ class CallRecord:
     outcome: str
 
 
+@dataclass(slots=True, kw_only=True)
+class Connections:
+    """Connections that were accepted and not yet answered: now, and at most."""
+
+    open: int = 0
+    most: int = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Counts a connection as open while it is in use."""
+        self.open += 1
+        self.most = max(self.most, self.open)
+        try:
+            yield
+        finally:
+            self.open -= 1
+
+
 class Server:
     """Serves one front-end on one listening socket, within one event loop."""
 
@@ -71,6 +89,8 @@ class Server:
         self.listener = socket.create_server((self.config.listen_host, self.config.listen_port), backlog=_BACKLOG)
         self.listener.setblocking(False)
         self._served: set[asyncio.Task[None]] = set()
+        self.connections = Connections()
+        self._serial_until = 0.0  # on the loop's clock: when the last serial call so far is over
 
     @property
     def endpoint(self) -> str:
@@ -111,7 +131,8 @@ class Server:
             connection.close()
             return
         try:
-            await self._exchange(reader, writer)
+            with self.connections.one():
+                await self._exchange(reader, writer)
             await asyncio.wait_for(writer.drain(), self.config.idle_timeout)
             writer.close()
             await asyncio.wait_for(writer.wait_closed(), self.config.idle_timeout)
@@ -211,7 +232,7 @@ class Server:
         try:
             refuse = outcome == FaultKind.AUTH_REFUSED
             value = self.front.call(call.method, call.params, refuse_session=refuse)
-            await asyncio.sleep(self.config.call_latency.get(call.method, self.config.default_call_latency))
+            await asyncio.sleep(self._latency(call.method))
             if isinstance(value, Deferred):
                 value = self.front.finish(call.method, value)
         except Fault as fault:
@@ -219,6 +240,16 @@ class Server:
             return encode_fault(fault)
         self._note(call, outcome or _outcome(value))
         return encode_answer(value)
+
+    def _latency(self, method: str) -> float:
+        """Seconds from now until the answer of a call, its turn among the serial ones waited for."""
+        latency = self.config.call_latency.get(method, self.config.default_call_latency)
+        serial = self.config.serial_latency.get(method)
+        if serial is None:
+            return latency
+        now = asyncio.get_running_loop().time()
+        self._serial_until = max(now, self._serial_until) + serial
+        return self._serial_until - now + latency
 
     def _note(self, call: Call, outcome: str) -> None:
         self.record(CallRecord(method=call.method, args=call.params[1:], outcome=outcome))

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -29,7 +30,7 @@ from backends.opennebula.standin.frontend import FrontEnd
 from backends.opennebula.standin.machine import HostState, Lcm
 from backends.opennebula.standin.registry import Deferred
 from backends.opennebula.standin.seed import fill
-from backends.opennebula.standin.server import CallRecord, Server
+from backends.opennebula.standin.server import CallRecord, Connections, Server
 from backends.opennebula.standin.state import Host, Pool, T, Vm, World
 
 # What takes time besides the VMs' states.
@@ -86,9 +87,13 @@ class Standin:
 
     @property
     def endpoint(self) -> str:
+        return self._started.endpoint
+
+    @property
+    def _started(self) -> Server:
         if self._server is None:
             raise RuntimeError("the stand-in was not started")
-        return self._server.endpoint
+        return self._server
 
     @property
     def session(self) -> str:
@@ -109,6 +114,11 @@ class Standin:
     @property
     def call_counts(self) -> Counter[str]:
         return Counter(record.method for record in self._calls)
+
+    @property
+    def connections(self) -> Connections:
+        """The connections of now, and the most there were."""
+        return replace(self._started.connections)
 
     @contextmanager
     def _world(self) -> Iterator[World]:
