@@ -47,6 +47,8 @@ from broker.core.slots import Slot, SlotTable
 
 NAME: Final = "packing"
 INSTANCES: Final = 200
+FIRST_SEED: Final = 1_000
+"""The weights of the policy `pack` were fitted on the seeds below."""
 GOAL: Final = 0.98
 LIMIT: Final = 0.3
 """Bound on one question to CP-SAT, in its deterministic seconds; about the same in seconds of one core."""
@@ -331,7 +333,7 @@ def run(options: Options) -> list[Row]:
     """Measures."""
     results: list[Result] = []
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # other benchmarks may have left threads
-        for result in pool.map(measure, map(draw, range(INSTANCES))):
+        for result in pool.map(measure, map(draw, range(FIRST_SEED, FIRST_SEED + INSTANCES))):
             results.append(result)
             if len(results) % 20 == 0:
                 options.progress(f"{NAME}: {len(results)} of {INSTANCES} instances")

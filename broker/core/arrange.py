@@ -123,8 +123,11 @@ def _choose(case: Case, room: Room, index: int, count: int) -> HostRows:
     policy = case.sets[index].placement or case.snapshot.policy
     if policy is Placement.ONE_PER_HOST and case.snapshot.policy is not Placement.ONE_PER_HOST:
         policy = case.snapshot.policy  # the rule says how many a host; the pool's policy, which hosts
-    tight = case.tightness(room, index)
-    key = tight if policy is Placement.PACK else -tight
+    if policy is Placement.PACK:
+        tight, key = case.tightness_and_waste(room, index)
+    else:
+        tight = case.tightness(room, index)
+        key = -tight
     if count == 1:
         fits, mask = tight >= 0.0, case.mask(room, index)
         if mask is not None:
@@ -170,7 +173,7 @@ def _largest_first(case: Case, room: Room, counts: Sequence[int]) -> Arrangement
     """Place the sets one after another, the largest node first; a set that does not fit is placed as far as
     it does.
     """
-    left = Room(host=[free.copy() for free in room.host], pool=room.pool, usable=room.usable)
+    left = Room(host=room.host.copy(), pool=room.pool, usable=room.usable)
     placed: Arrangement = [np.empty(0, dtype=np.intp)] * len(counts)
     for index in _by_size(case):
         placed[index] = _choose(case, left, index, counts[index])
@@ -211,15 +214,14 @@ def _exact(case: Case, room: Room, counts: Sequence[int], budget: Budget) -> Arr
             break
         easy.append(free_of_care[0])
         hard.remove(free_of_care[0])
-    left = Room(host=[free.copy() for free in room.host], pool=room.pool, usable=room.usable)
+    left = Room(host=room.host.copy(), pool=room.pool, usable=room.usable)
     placed: Arrangement = [np.empty(0, dtype=np.intp)] * len(counts)
     if hard:
         matter = np.flatnonzero(np.logical_or.reduce([capacity[index] > 0 for index in hard]))
         found = search(
             needs=[case.needs[index] for index in hard],
             counts=[counts[index] for index in hard],
-            free=[list(amounts) for amounts in zip(*(free[matter].tolist() for free in room.host), strict=True)]
-            or [[]] * len(matter),
+            free=room.host[:, matter].T.tolist(),
             most=np.stack([capacity[index][matter] for index in hard], axis=1).tolist(),
             one_per_host=[case.one_per_host[index] for index in hard],
             budget=budget,

@@ -188,8 +188,7 @@ def _nearest(case: Case, room: Room, most: int) -> list[Verdict]:
         for rule in case.rules[index]:
             away += rule.barred * _RULE_AWAY
     rows = smallest(away, most)
-    there = [amounts[rows].tolist() for amounts in room.host]
-    total = [amounts[rows].tolist() for amounts in case.total]
+    there, total = room.host[:, rows].tolist(), case.total[:, rows].tolist()
     capacity = [case.capacity(room, i, wanted.count)[rows].tolist() for i, wanted in enumerate(case.sets)]
     tight = [case.tightness(room, i)[rows].tolist() for i in range(len(case.sets))]
     verdicts: list[Verdict] = []

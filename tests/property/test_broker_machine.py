@@ -13,7 +13,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -801,7 +801,7 @@ class BrokerMachine(RuleBasedStateMachine):
         world = self.rig.world(pool)
         for machine in list(world.machines.values()):
             if machine.change is not None and machine.change.due is None:
-                world.put(replace(machine, change=replace(machine.change, due=self.rig.clock.now())))
+                world.put(structs.replace(machine, change=structs.replace(machine.change, due=self.rig.clock.now())))
 
     async def _come_to_rest(self) -> None:
         for _ in range(4):
