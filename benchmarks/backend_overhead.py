@@ -13,9 +13,10 @@ one.vm.deploy      48/s, 16.6 ms        134/s, 53.5 ms         7.5 ms, one call 
 so more clients at once get no more done, as there. In a second case each call takes the eight clients' median, whoever
 else calls: no delay of ours is covered by another's turn there, and each moment without a call counts.
 
-From the answer to RUNNING a VM takes 41 ms (median of 13): 17 until PROLOG, 6 there, 18 in BOOT. That daemon got no more
-than 37 VMs a second to RUNNING, however they were asked for; the stand-in knows no such bound, as waiting for it would
-hide what is measured. Documents of a pool take the stand-in longer to write than the daemon, which took 8 ms for 500 VMs.
+From the answer to RUNNING a VM takes 41 ms (median of 13): 17 until PROLOG, 6 there, 18 in BOOT. That daemon got no
+more than 37 VMs a second to RUNNING, however they were asked for; the stand-in knows no such bound, as waiting for it
+would hide what is measured. Documents of a pool take the stand-in longer to write than the daemon, which took 8 ms for
+500 VMs.
 """
 
 from __future__ import annotations
