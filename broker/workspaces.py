@@ -37,6 +37,7 @@ from broker.core.requests import (
 from broker.engine.tasks import begin
 from broker.ledger import Call, Ledger
 from broker.metrics import Metrics
+from broker.offers import Offer, offers
 from broker.placing import (
     best_outcome,
     placed_nodes,
@@ -62,6 +63,7 @@ class CheckAnswer(Struct, frozen=True, kw_only=True):
     outcome: Outcome
     verdicts: tuple[Verdict, ...]
     generations: dict[str, int]
+    offers: tuple[Offer, ...] = ()
 
 
 class Workspaces:
@@ -147,12 +149,29 @@ class Workspaces:
         outcome = Outcome.FITS if isinstance(answer, Plan) else best_outcome(verdicts)
         if isinstance(answer, Plan):
             self._tenants.check(request.tenant, self._draft(request.tenant, "check", wanted, answer, seen, now))
+        offered: list[Offer] = []
+        if request.include_offers and not isinstance(answer, Plan):
+            offered = offers(wanted, answer, lambda other: self._tried(request.tenant, other, seen, now))
         judged = {verdict.pool for verdict in verdicts}
         return CheckAnswer(
             outcome=outcome,
             verdicts=verdicts,
             generations={name: pool.generation for name, pool in self._pools.items() if name in judged},
+            offers=tuple(offered),
         )
+
+    def _tried(
+        self, tenant: str, wanted: WorkspaceRequest, seen: Mapping[str, PoolSnapshot], now: datetime
+    ) -> Plan | None:
+        """Where a request would go now; None where placement or the tenant's limits would refuse it."""
+        try:
+            answer = plan(self._asked(tenant, wanted), seen, window(wanted, now), judged=False)
+            if not isinstance(answer, Plan):
+                return None
+            self._tenants.check(tenant, self._draft(tenant, "offer", wanted, answer, seen, now))
+        except BrokerError:
+            return None
+        return answer
 
     def unknown(self, wanted: WorkspaceRequest) -> list[FieldViolation]:
         """Every name in a request that no pool it could go to knows."""

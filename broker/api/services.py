@@ -21,7 +21,7 @@ from broker.api.serving import Calls, Context, Shown, UseCases, answered
 from broker.api.status import grpc_status
 from broker.api.times import timestamp
 from broker.api.validate import KnownSets
-from broker.api.verdicts import verdict
+from broker.api.verdicts import offer, verdict
 from broker.api.wire import embedded, number_of
 from broker.book import Book
 from broker.config import Settings
@@ -86,6 +86,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
             outcome=OUTCOMES[answer.outcome],
             verdicts=[verdict(each) for each in answer.verdicts],
             pool_generations=answer.generations,
+            offers=[offer(request.workspace, each) for each in answer.offers],
         )
 
     @answered

@@ -11,11 +11,13 @@ from typing import Final
 
 from workspacebroker.v1 import errors_pb2
 from workspacebroker.v1 import resources_pb2 as pb
+from workspacebroker.v1 import workspace_service_pb2 as calls_pb
 
 from broker.api import names
 from broker.api.enums import CODES, OUTCOMES
-from broker.api.times import optional_timestamp
+from broker.api.times import fill, optional_timestamp, timestamp
 from broker.core.answers import Outcome, Reason, Verdict
+from broker.offers import Offer
 
 PLACEMENT_FAILURE_BYTES: Final = 4 * 1024
 REASONS_SHOWN: Final = 8
@@ -37,6 +39,25 @@ def verdict(judged: Verdict, *, prose: bool = True) -> pb.PlacementVerdict:
         nodes_fit=judged.nodes_fit,
         host_total=judged.host_total,
     )
+
+
+def offer(wish: pb.Workspace, offered: Offer) -> calls_pb.Offer:
+    """An offer: the wish as it was sent, with what differs put in its place."""
+    wanted = offered.wanted
+    shown = calls_pb.Offer(workspace=wish, start_time=timestamp(offered.start), message=offered.message)
+    shown.changed.paths.extend(offered.paths)
+    workspace = shown.workspace
+    for path in offered.paths:
+        if path == "pool":
+            workspace.pool = wanted.pool
+        elif path == "terms.start_time" and wanted.terms.start_time is not None:
+            fill(workspace.terms.start_time, wanted.terms.start_time)
+        elif path == "terms.earliest_start_time":
+            workspace.terms.ClearField("earliest_start_time")
+        elif path == "node_sets":
+            for message, each in zip(workspace.node_sets, wanted.node_sets, strict=True):
+                message.count, message.min_count, message.pool = each.count, each.min_count, each.pool
+    return shown
 
 
 def _reason(reason: Reason, prose: bool) -> pb.PlacementVerdict.Reason:
