@@ -371,6 +371,11 @@ class Backend(Protocol):
     def parameter_specs(self) -> Sequence[ParameterSpec]:
         """The scheduler parameters it understands."""
 
+    @property
+    def in_turn(self) -> frozenset[Step]:
+        """Steps of which a host takes one at a time. They wait for their turn before they count among the calls at
+        once, so that a host's queue does not keep the others waiting."""
+
     def steps(self, action: Action) -> tuple[Step, ...]:
         """The steps this kind of backend takes for an action (its request factory); empty: it cannot."""
 

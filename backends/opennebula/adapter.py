@@ -38,7 +38,7 @@ from backends.opennebula.names import Directory
 from backends.opennebula.observing import Observer, absent
 from backends.opennebula.rpc import Rpc
 from backends.opennebula.settings import Settings
-from backends.opennebula.verbs import Verbs, oldest
+from backends.opennebula.verbs import TAKING_ROOM, Verbs, oldest
 
 CAPABILITIES: Final = frozenset(
     {
@@ -82,6 +82,10 @@ class OpenNebulaBackend:
     @property
     def parameter_specs(self) -> Sequence[ParameterSpec]:
         return parameters.SPECS
+
+    @property
+    def in_turn(self) -> frozenset[Step]:
+        return TAKING_ROOM
 
     def steps(self, action: Action) -> tuple[Step, ...]:
         return STEPS.get(action, ())

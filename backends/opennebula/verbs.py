@@ -49,6 +49,12 @@ ACTIONS: Final[Mapping[Step, tuple[str, str]]] = {
 }
 
 
+TAKING_ROOM: Final = frozenset({Step.DEPLOY, Step.MIGRATE, Step.LIVE_MIGRATE})
+"""The front-end checks a host's room when it answers and takes it later: its check means something only if one call at
+a time takes room there. What may be promised, the broker's slot table alone decides. Whoever asks keeps to turns by
+himself, so that none waits here with a place among the calls at once; the lock holds for anybody else."""
+
+
 class Verbs:
     """Performs steps on one front-end."""
 
@@ -57,9 +63,6 @@ class Verbs:
         self._front = front
         self._directory = directory
         self._datastore = datastore
-        # The front-end checks a host's room when it answers and takes it later: its check means something
-        # only if one call at a time takes room there. What may be promised, the broker's slot table alone
-        # decides.
         self._host_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def perform(self, call: StepCall) -> str:

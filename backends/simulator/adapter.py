@@ -89,6 +89,10 @@ class Simulator:
     def parameter_specs(self) -> Sequence[ParameterSpec]:
         return self._settings.parameters
 
+    @property
+    def in_turn(self) -> frozenset[Step]:
+        return frozenset()
+
     def steps(self, action: Action) -> tuple[Step, ...]:
         able = self._settings.capabilities.issuperset(_NEEDS.get(action, ()))
         return COMMON_STEPS.get(action, ()) if able else ()

@@ -173,7 +173,8 @@ class Case(Struct, frozen=True, kw_only=True, eq=False):
         tight = self._tightest(left, index)
         alike = np.einsum("rh,rh->h", left, self.shares[index])
         length = np.einsum("rh,rh->h", left, left) * self.weights[index]
-        alike = alike * alike / np.maximum(length, TINY)
+        # A host that is filled to the last has nothing left that could be wasted.
+        alike = np.divide(alike * alike, length, out=np.ones_like(length), where=length > TINY)
         empty = (room.host >= self.total).all(axis=0)
         return tight, FULLNESS * tight - alike + OPENING * empty
 

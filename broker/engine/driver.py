@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -91,6 +92,7 @@ class Driver:
         self._broker_id = broker_id
         self._jitter = jitter
         self._fault_point = fault_point
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by host
         self._workers = asyncio.Semaphore(pool.settings.max_in_flight)
         retry = pool.settings.retry
         self._retries = RetryPolicy(initial=retry.initial, maximum=retry.maximum, budget=retry.budget)
@@ -123,9 +125,13 @@ class Driver:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
 
-    async def queued(self, what: str, operation: Callable[[], Awaitable[T]]) -> T:
-        """One call, when the pool's bound on calls at once allows it."""
-        async with self._workers:
+    async def queued(self, what: str, operation: Callable[[], Awaitable[T]], *, host: str = "") -> T:
+        """One call, when the pool's bound on calls at once allows it, and when it is its turn on a host that takes one
+        at a time ("": no turns)."""
+        if not host:
+            async with self._workers:
+                return await self.call(what, operation)
+        async with self._turns[host], self._workers:
             return await self.call(what, operation)
 
     async def call(self, what: str, operation: Callable[[], Awaitable[T]]) -> T:
@@ -215,7 +221,10 @@ class Driver:
         self._fault_point(point_of(task.action, call.step, Moment.BEFORE))
         running.doubted = True
         try:
-            backend_id = await self._retried(task, call.step, lambda: self.pool.backend.perform(call), interrupt)
+            host = (node.target_host or node.host) if call.step in self.pool.backend.in_turn else ""
+            backend_id = await self._retried(
+                task, call.step, lambda: self.pool.backend.perform(call), interrupt, host=host
+            )
         except (TransientBackendError, BackendRejected, Interrupted):
             running.doubted = False  # nothing happened
             raise
@@ -248,7 +257,13 @@ class Driver:
         return await self.pool.backend.find(self.identity(workspace, node), node.backend_id)
 
     async def _retried(
-        self, task: Task, what: str, operation: Callable[[], Awaitable[T]], interrupt: asyncio.Event
+        self,
+        task: Task,
+        what: str,
+        operation: Callable[[], Awaitable[T]],
+        interrupt: asyncio.Event,
+        *,
+        host: str = "",
     ) -> T:
         async def told(attempt: int, seconds: float, error: TransientBackendError) -> None:
             workspace = self._book.workspaces[task.uid]
@@ -277,7 +292,7 @@ class Driver:
                 )
 
         return await call_with_retries(
-            lambda: self.queued(what, operation),
+            lambda: self.queued(what, operation, host=host),
             policy=self._retries,
             clock=self._clock,
             jitter=self._jitter,

@@ -257,6 +257,20 @@ def test_pack_fills_spread_spreads_and_one_per_host_is_a_rule() -> None:
     assert all(sorted(hosts) == ["a", "b", "c"] for hosts in placed(ask(*two_sets, at=lab)))
 
 
+def test_pack_lets_cpu_and_memory_run_out_together() -> None:
+    """Host a is the fuller one, but a node with much memory would leave its cpus without any."""
+    lab = pool(hosts=[host("a", cpu=8000, memory=8192), host("b", cpu=8000, memory=8192)])
+    occupy(lab, "a", 4096, end=None)  # no cpu held
+    occupy(lab, "b", 1024, end=None)
+    assert placed(ask(nodes(memory=3072, cpu=1000, placement=Placement.PACK), at=lab)) == [("b",)]
+
+
+def test_pack_fills_a_host_to_the_last_before_it_opens_another() -> None:
+    lab = pool(hosts=[host("a", cpu=4000, memory=4096), host("b", cpu=4000, memory=4096)])
+    occupy(lab, "b", 3072, cpu=3000, end=None)
+    assert placed(ask(nodes(memory=1024, cpu=1000, placement=Placement.PACK), at=lab)) == [("b",)]
+
+
 def test_ties_go_by_name() -> None:
     for policy in Placement:
         lab = pool(hosts=[host("c"), host("a"), host("b")], policy=policy)
