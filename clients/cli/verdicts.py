@@ -151,5 +151,11 @@ def headline(outcome: int, verdicts: Iterable[PlacementVerdict]) -> str:
 
 
 def check_view(answer: CheckPlacementResponse) -> list[RenderableType]:
-    """A whole check: the outcome and the verdicts."""
-    return [headline(answer.outcome, answer.verdicts), verdict_table(answer.verdicts), *left_out(answer.verdicts)]
+    """A whole check: the outcome, the verdicts, and what would be accepted instead."""
+    return [
+        headline(answer.outcome, answer.verdicts),
+        verdict_table(answer.verdicts),
+        *left_out(answer.verdicts),
+        *(["What would be accepted instead, the nearest first:"] if answer.offers else []),
+        *(f"  {number}. {clean(offer.message)}" for number, offer in enumerate(answer.offers, 1)),
+    ]

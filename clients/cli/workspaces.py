@@ -99,12 +99,15 @@ def _asking(session: Session, request_id: str) -> str:
 def check(session: Session, /, **flags: Any) -> None:
     """Ask where a workspace would fit, or why not, host by host.
 
-    Holds nothing: what fits now may be gone a moment later. The exit code says whether it fits now (0), not now (3)
+    Holds nothing: what fits now may be gone a moment later. What does not fit is followed by what would be accepted
+    instead: another pool, a later start, fewer nodes. The exit code says whether it fits now (0), not now (3)
     or never (4).
     """
     request = build(session, flags)
     answer = session.client.check(
-        CheckPlacementRequest(parent=request.parent, workspace=request.workspace, include_hosts=True)
+        CheckPlacementRequest(
+            parent=request.parent, workspace=request.workspace, include_hosts=True, include_offers=True
+        )
     )
     session.show(answer, *check_view(answer))
     raise click.exceptions.Exit(BY_OUTCOME.get(answer.outcome, Exit.OTHER))

@@ -126,6 +126,9 @@ def test_a_check_says_fits_not_now_or_never(typed: Type) -> None:
     assert next(row.split()[0] for row in refused if "NOT NOW" in row) == "lab"
     assert not any("workspace check" in line for line in refused)  # all four hosts stand there already
     assert re.fullmatch(r"Try again in (2h|1h\d+m)\.", refused[-1])
+    instead = typed("check --pool lab --cpu 8 --memory 1GiB", exits=3).out.splitlines()
+    assert instead[-2] == "What would be accepted instead, the nearest first:"
+    assert instead[-1].startswith("  1. all of it from ")
     not_now = json.loads(typed("check --pool lab --cpu 8 --memory 1GiB --json", exits=3).out)
     assert not_now["outcome"] == "OUTCOME_NOT_NOW"
     assert next(v["earliestStartTime"] for v in not_now["verdicts"] if v["resourceName"] == "pools/lab").endswith("Z")
