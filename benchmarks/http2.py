@@ -17,11 +17,11 @@ FIRST_WINDOW: Final = 2**16 - 1
 STREAM: Final = 1
 
 
-def _frame(kind: int, payload: bytes, *, flags: int = 0, stream: int = 0) -> bytes:
+def frame(kind: int, payload: bytes, *, flags: int = 0, stream: int = 0) -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def _header(name: str, value: str) -> bytes:
+def header(name: str, value: str) -> bytes:
     """A literal that is not indexed; name and value are shorter than 127 characters."""
     return b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
 
@@ -29,21 +29,21 @@ def _header(name: str, value: str) -> bytes:
 def messages_of(address: str, path: str, request: bytes) -> Iterator[bytes]:
     """The messages of a stream of at most 2 GiB, serialised. Raises EOFError where it ends."""
     headers = (
-        _header(":method", "POST")
-        + _header(":scheme", "http")
-        + _header(":path", path)
-        + _header(":authority", address)
-        + _header("te", "trailers")
-        + _header("content-type", "application/grpc")
+        header(":method", "POST")
+        + header(":scheme", "http")
+        + header(":path", path)
+        + header(":authority", address)
+        + header("te", "trailers")
+        + header("content-type", "application/grpc")
     )
     host, port = address.rsplit(":", 1)
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(
             PREFACE
-            + _frame(SETTINGS, struct.pack(">HI", INITIAL_WINDOW_SIZE, LARGEST_WINDOW))
-            + _frame(WINDOW_UPDATE, struct.pack(">I", LARGEST_WINDOW - FIRST_WINDOW))
-            + _frame(HEADERS, headers, flags=END_HEADERS, stream=STREAM)
-            + _frame(DATA, struct.pack(">BI", 0, len(request)) + request, flags=END_STREAM, stream=STREAM)
+            + frame(SETTINGS, struct.pack(">HI", INITIAL_WINDOW_SIZE, LARGEST_WINDOW))
+            + frame(WINDOW_UPDATE, struct.pack(">I", LARGEST_WINDOW - FIRST_WINDOW))
+            + frame(HEADERS, headers, flags=END_HEADERS, stream=STREAM)
+            + frame(DATA, struct.pack(">BI", 0, len(request)) + request, flags=END_STREAM, stream=STREAM)
         )
         unread = b""
         for part in _data(connection):
@@ -68,6 +68,6 @@ def _data(connection: socket.socket) -> Iterator[bytes]:
             if kind == DATA:
                 yield payload
             elif kind in (SETTINGS, PING) and not flags & ACK:
-                connection.sendall(_frame(kind, payload if kind == PING else b"", flags=ACK))
+                connection.sendall(frame(kind, payload if kind == PING else b"", flags=ACK))
             if kind in (DATA, HEADERS) and flags & END_STREAM:
                 return

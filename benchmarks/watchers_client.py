@@ -18,8 +18,8 @@ from google.protobuf.message import Message
 from workspacebroker.v1 import workspace_service_pb2 as api
 
 from benchmarks import http2
-from benchmarks.http2 import _frame as frame
-from benchmarks.http2 import _header as header
+from benchmarks.http2 import frame as frame
+from benchmarks.http2 import header as header
 from benchmarks.load_client import SERVICE
 
 CONNECTIONS: Final = 10
