@@ -1,6 +1,7 @@
 """Looks at one pool and draws the conclusions: what each node is seen to be, by the table of observations.
 
-One document a round serves every node. Rounds follow each other quickly while something is awaited, else at the
+One document a round serves every node; a quick round draws its conclusions for those alone of which something is
+awaited. Rounds follow each other quickly while something is awaited, else at the
 pool's refresh interval. Only what was asked for after the backend accepted a node's last call counts. A VM missing
 from a document is asked for by itself; if many are missing at once, the next round has to say the same.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
@@ -78,8 +79,7 @@ class Observer:
         self._soon = asyncio.Event()
         self._looking = asyncio.Lock()
         self._missing_before: frozenset[NodeKey] = frozenset()
-        self._seen: dict[NodeKey, ObservedNode] = {}
-        self._seen_at: datetime | None = None
+        self._seen_at: dict[NodeKey, datetime] = {}
         self._concluded: dict[NodeKey, tuple[Node, ObservedNode]] = {}  # what led to nothing, and on which node
         self.on_room: Callable[[], None] = lambda: None
         """Called when capacity may have come free."""
@@ -154,7 +154,9 @@ class Observer:
         return changed
 
     async def look(self) -> int:
-        """One document with the state of every VM of ours. Returns how many nodes changed. Raises BackendError."""
+        """One document, for those nodes of which something is awaited: what befell the others, and strays, are the
+        complete look's affair, so that a quick round costs little in a large pool. Returns how many nodes changed.
+        Raises BackendError."""
         async with self._looking:
             if any(task.action == Action.SAVE and task.step is None for task in self._tasks()):
                 # Whether an image is ready stands in the complete look only.
@@ -162,26 +164,34 @@ class Observer:
                 self.pool.learn(inventory, self._clock.now())
             asked = self._clock.monotonic()
             nodes = await self._driver.call("observe", self.pool.backend.observe)
-            return await self._conclude(nodes, asked)
+            awaited = frozenset(task.key for task in self._tasks() if task.step is None)
+            return await self._conclude(nodes, asked, awaited)
 
-    async def _conclude(self, nodes: Sequence[ObservedNode], asked: float) -> int:
-        seen = self._owned(nodes)
+    async def _conclude(self, nodes: Sequence[ObservedNode], asked: float, among: Set[NodeKey] | None = None) -> int:
+        """Draws the conclusions from a document, about some nodes or (None) about all there are."""
+        seen = self._owned(nodes, among)
         live = self._book.live_nodes[self.pool.name]
-        missing = frozenset(key for key in live - seen.keys() if self._counts(key, asked) and self._made(key))
+        looked_for = live if among is None else live & among
+        missing = frozenset(key for key in looked_for - seen.keys() if self._counts(key, asked) and self._made(key))
         # Who was told to end is expected to be gone. Of the others, many at once are believed the second time.
         unexpected = frozenset(key for key in missing if not self._ending(key))
         many = len(unexpected) > MANY_MISSING and len(unexpected) * 10 > len(live)
         doubted = unexpected - self._missing_before if many else frozenset()
-        self._missing_before = missing
+        self._missing_before = missing if among is None else (self._missing_before - among) | missing
         asked_for = tuple(missing - doubted)
         answers = await asyncio.gather(*map(self._ask_for, asked_for))
         seen.update((key, each) for key, each in zip(asked_for, answers, strict=True) if each is not None)
-        self._seen, self._seen_at = seen, self._clock.now()
+        if among is None:
+            self._seen_at.clear()
+        else:
+            for key in among - seen.keys():
+                self._seen_at.pop(key, None)
+        self._seen_at.update(dict.fromkeys(seen, self._clock.now()))
         return self.apply({key: each for key, each in seen.items() if self._is_news(key, each, asked)})
 
-    def _owned(self, nodes: Iterable[ObservedNode]) -> dict[NodeKey, ObservedNode]:
-        """The VMs of live nodes, by node; the others bear this broker's tag and are strays: counted as foreign by
-        who reads the pool, shown, and left alone."""
+    def _owned(self, nodes: Iterable[ObservedNode], among: Set[NodeKey] | None) -> dict[NodeKey, ObservedNode]:
+        """The VMs of live nodes, by node, or of some of them; the others bear this broker's tag and are strays: counted
+        as foreign by who reads the pool, shown, and left alone."""
         now = self._clock.now()
         seen: dict[NodeKey, ObservedNode] = {}
         strays = {}
@@ -189,6 +199,8 @@ class Observer:
         for observed in nodes:
             identity = observed.identity
             key = (identity.workspace_uid, identity.node_index)
+            if among is not None and key not in among:
+                continue
             workspace = workspaces.get(key[0])
             node = workspace.nodes[key[1]] if workspace is not None and key[1] < len(workspace.nodes) else None
             if (
@@ -199,11 +211,14 @@ class Observer:
             ):
                 seen[key] = observed
                 continue
+            if among is not None:
+                continue
             known = self.pool.strays.get(observed.backend_id)
             strays[observed.backend_id] = (observed, known[1] if known else now)
             if known is None:
                 log.warning("pool=%s stray=%s workspace=%s node=%d", self.pool.name, observed.backend_id, *key)
-        self.pool.learn_strays(strays)
+        if among is None:
+            self.pool.learn_strays(strays)
         return seen
 
     def _is_news(self, key: NodeKey, observed: ObservedNode, asked: float) -> bool:
@@ -217,8 +232,8 @@ class Observer:
         return key in self._book.live_nodes[self.pool.name] and self._counts(key, asked)
 
     def seen_at(self, key: NodeKey) -> datetime | None:
-        """When a node was last seen; None where the last look did not see it."""
-        return self._seen_at if key in self._seen else None
+        """When a node was last seen; None where the last look at it did not see it."""
+        return self._seen_at.get(key)
 
     async def _ask_for(self, key: NodeKey) -> ObservedNode | None:
         """Asks for one VM that a document did not have; None where the question got no answer, which says nothing."""

@@ -18,7 +18,7 @@ from broker.api.digest import request_digest
 from broker.api.pages import PageTokens
 from broker.api.validate import KnownSets
 from broker.core.errors import FieldsInvalid
-from broker.core.model import FINAL, EndAction, State
+from broker.core.model import FINAL, EndAction, NodeSet, State
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 TYPES = {"m1.small": {"cpu": 1000, "memory": 2048}}
@@ -304,3 +304,26 @@ def test_digest_is_of_the_type_and_leaves_the_request_as_it_was() -> None:
     assert request_digest(start) != request_digest(stop)
     assert request_digest(start) == request_digest(target(request_id="r3"))
     assert start.target.request_id == "r1"
+
+
+def test_a_set_that_was_read_before_is_the_very_same_value_whatever_stands_around_it() -> None:
+    known = KnownSets(TYPES)
+
+    def read(label: str, count: int = 1) -> NodeSet:
+        message = Create(parent="tenants/acme", workspace=SMALL)
+        message.workspace.labels["a"] = label
+        message.workspace.node_sets[0].count = count
+        return calls.create_request(message, known=known, now=NOW).workspace.node_sets[0]
+
+    assert read("x") is read("y")
+    assert read("x") is not read("x", count=2)
+
+
+def test_a_bad_set_is_named_each_time_it_comes() -> None:
+    known = KnownSets(TYPES)
+    message = Create(parent="tenants/acme", workspace=SMALL)
+    message.workspace.node_sets[0].count = -1
+    for _ in range(2):
+        with pytest.raises(FieldsInvalid) as refused:
+            calls.create_request(message, known=known, now=NOW)
+        assert [each.path for each in refused.value.violations] == ["workspace.node_sets[0].count"]

@@ -12,6 +12,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -21,7 +22,7 @@ from broker.core.errors import BrokerError, Reason
 from broker.core.model import Node, NodeSet, RequestRecord, State, Terms, Workspace
 from broker.events import EventLog
 from broker.store.base import Row, StoreProblem, Table
-from broker.store.sqlite import SqliteStore
+from broker.store.sqlite import MIGRATIONS, SqliteStore
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
@@ -258,3 +259,72 @@ def test_an_empty_file_is_refused_and_not_taken_for_a_new_one(tmp_path: Path) ->
     path.touch()
     with pytest.raises(StoreProblem, match="remove it to begin anew"):
         SqliteStore(path)
+
+
+async def test_a_file_of_the_first_version_is_brought_up(tmp_path: Path) -> None:
+    path = tmp_path / "broker.db"
+    record = RequestRecord(tenant="default", method="CreateWorkspace", request_id="r1", digest="d", uid="u1", time=NOW)
+    with sqlite3.connect(path) as db:
+        db.executescript(MIGRATIONS[0])
+        for uid in ("u1", "u2"):
+            db.execute("INSERT INTO workspaces VALUES (?, ?)", (uid, msgspec.json.encode(workspace(uid)).decode()))
+        db.execute("INSERT INTO requests VALUES (?, ?, ?, ?)", (*record.key, msgspec.json.encode(record).decode()))
+        db.execute("INSERT INTO settings VALUES ('draining/lab', '1')")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    store, book = open_book(path)
+    assert book.workspaces == {"u1": workspace("u1"), "u2": workspace("u2")}
+    assert book.requests == {record.key: record}
+    assert book.settings == {"draining/lab": "1"}
+    with book.transaction() as tx:
+        changed = tx.put(replace(workspace("u1"), display_name="changed"))
+        tx.forget(book.workspaces["u2"])
+        tx.set("draining/lab", None)
+    await tx.durable()
+    store.close()
+    store, book = open_book(path)
+    assert book.workspaces == {"u1": changed}
+    assert "draining/lab" not in book.settings
+    store.close()
+
+
+async def test_a_failed_commit_leaves_every_record_in_its_row(tmp_path: Path) -> None:
+    """What was not committed must not be taken for a row that is there."""
+    store, book = open_book(tmp_path / "broker.db")
+    write = store._write
+
+    def full(rows: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    store._write = full  # type: ignore[method-assign]
+    with book.transaction() as tx:
+        tx.put(workspace("u1"))
+    with pytest.raises(BrokerError):
+        await tx.durable()
+    store._write = write  # type: ignore[method-assign]
+    for number in range(2):
+        with book.transaction() as tx:
+            written = tx.put(workspace("u1", memory=1024 + number))
+        await tx.durable()
+    store.close()
+    store, book = open_book(tmp_path / "broker.db")
+    assert book.workspaces == {"u1": written}
+    store.close()
+
+
+async def test_one_who_waits_no_longer_leaves_the_others_their_commit(tmp_path: Path) -> None:
+    store, book = open_book(tmp_path / "broker.db")
+    with book.transaction() as first:
+        first.put(workspace("u1"))
+    with book.transaction() as second:
+        second.put(workspace("u2"))
+    gone = asyncio.ensure_future(first.durable())
+    await asyncio.sleep(0)
+    gone.cancel()
+    await second.durable()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    store.close()
+    store, book = open_book(tmp_path / "broker.db")
+    assert set(book.workspaces) == {"u1", "u2"}
+    store.close()
