@@ -17,7 +17,7 @@ from workspacebroker.v1 import workspace_service_pb2_grpc as calls_grpc
 from broker.api import calls, names
 from broker.api.enums import OUTCOMES, STATES
 from broker.api.pages import PageTokens
-from broker.api.serving import Calls, Context, Shown, UseCases, answered
+from broker.api.serving import WAIT, Calls, Context, Shown, UseCases, answered
 from broker.api.status import grpc_status
 from broker.api.times import timestamp
 from broker.api.validate import KnownSets
@@ -76,7 +76,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         if tenant is not None:
             self._tenants.settings(tenant)
 
-    @answered
+    @partial(answered, at_once=True)
     async def CheckPlacement(
         self, request: calls_pb.CheckPlacementRequest, context: Context
     ) -> calls_pb.CheckPlacementResponse:
@@ -96,12 +96,12 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         )
         return self._shown.alone(await self._workspaces.create(asked))
 
-    @answered
+    @partial(answered, at_once=True)
     async def GetWorkspace(self, request: calls_pb.GetWorkspaceRequest, context: Context) -> bytes:
         tenant, workspace = names.workspace(request.name)
         return self._shown.alone(self._workspaces.get(tenant, workspace))
 
-    @answered
+    @partial(answered, at_once=True)
     async def ListWorkspaces(self, request: calls_pb.ListWorkspacesRequest, context: Context) -> bytes:
         asked = calls.list_request(request, self._tokens)
         self._check_tenant(asked.tenant)
@@ -183,7 +183,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         image = calls_pb.SaveNodeResponse(image=pb.Image(name=request.image_name, ready=False))
         return self._shown.alone(workspace) + image.SerializeToString()
 
-    @partial(answered, waits=True)
+    @partial(answered, kind=WAIT)
     async def WaitWorkspace(self, request: calls_pb.WaitWorkspaceRequest, context: Context) -> bytes:
         remaining = context.time_remaining()
         limit = self._calls.timeout - 1.0 if remaining is None else remaining
@@ -193,7 +193,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
     async def WatchWorkspaces(self, request: calls_pb.WatchWorkspacesRequest, context: Context) -> AsyncIterator[bytes]:
         self._metrics.watchers.inc()
         try:
-            with self._calls.admitted(context, waits=True):
+            with self._calls.admitted(WAIT, context):
                 async for answer in self._watched(request):
                     yield answer
         except (asyncio.CancelledError, GeneratorExit):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import grpc
 import grpc.aio
@@ -41,6 +41,10 @@ LEAST_TIME: Final = 0.005
 RENDERED_KEPT: Final = 20_000
 """Workspaces remembered as they were shown last, about 1 KiB each."""
 
+Kind = Literal["calls", "waits and watches"]
+CALL: Final = "calls"
+WAIT: Final = "waits and watches"
+
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -51,41 +55,55 @@ class Calls:
     def __init__(self, settings: ServerSettings) -> None:
         self.stopping = False
         self.timeout = settings.call_timeout
-        self._bounds = {"calls": settings.max_calls, "waits and watches": settings.max_watchers}
+        self._bounds: dict[Kind, int] = {CALL: settings.max_calls, WAIT: settings.max_watchers}
         self._under_way = dict.fromkeys(self._bounds, 0)
 
-    @contextmanager
-    def admitted(self, context: Context, *, waits: bool = False) -> Iterator[None]:
-        """A place for a call. Raises BrokerError for one that comes too late, leaves too little time, or is one too
-        many; those that mostly wait are counted apart, so that they keep nobody out."""
+    def enter(self, kind: Kind, remaining: float | None) -> None:
+        """Takes a place for a call, which `leave` gives back. Raises BrokerError for one that comes too late, leaves
+        too little time (`remaining` seconds; None: as long as it takes), or is one too many; those that mostly wait
+        are counted apart, so that they keep nobody out."""
         if self.stopping:
             raise shutting_down()
-        remaining = context.time_remaining()
         if remaining is not None and remaining < LEAST_TIME:
             raise BrokerError(
                 Reason.DEADLINE_TOO_SHORT, f"{max(0.0, remaining):.3f} s is too short a deadline for this call"
             )
-        kind = "waits and watches" if waits else "calls"
         if self._under_way[kind] >= self._bounds[kind]:
             raise overloaded(kind, self._bounds[kind])
         self._under_way[kind] += 1
+
+    def leave(self, kind: Kind) -> None:
+        """Gives a place back."""
+        self._under_way[kind] -= 1
+
+    @contextmanager
+    def admitted(self, kind: Kind, context: Context) -> Iterator[None]:
+        """A place for a call while it runs; see `enter`."""
+        self.enter(kind, context.time_remaining())
         try:
             yield
         finally:
-            self._under_way[kind] -= 1
+            self.leave(kind)
 
 
-def answered(method: Callable[..., Awaitable[T]], *, waits: bool = False) -> Callable[..., Awaitable[T]]:
-    """Wraps a unary method: errors leave as statuses."""
+def answered(
+    method: Callable[..., Awaitable[T]], *, kind: Kind = CALL, at_once: bool = False
+) -> Callable[..., Awaitable[T]]:
+    """Wraps a unary method: errors leave as statuses. `at_once`: it waits for nothing, so it needs no limit in time."""
 
     @wraps(method)
     async def call(self: Any, request: Message, context: Context) -> T:
+        calls = self._calls
+        remaining = context.time_remaining()
         try:
-            with self._calls.admitted(context, waits=waits):
-                if context.time_remaining() is None:
-                    async with asyncio.timeout(self._calls.timeout):
-                        return await method(self, request, context)
-                return await method(self, request, context)
+            calls.enter(kind, remaining)
+            try:
+                if at_once or remaining is not None:
+                    return await method(self, request, context)
+                async with asyncio.timeout(calls.timeout):
+                    return await method(self, request, context)
+            finally:
+                calls.leave(kind)
         except asyncio.CancelledError:
             raise
         except TimeoutError:
@@ -121,15 +139,17 @@ class Shown:
         """A workspace, serialised; what was rendered before is found again while nothing of it has changed."""
         tasks = {}
         seen = {}
+        uid, under_way, seen_at = workspace.uid, self._book.tasks, self._engine.seen_at
         for node in workspace.nodes:
-            key = (workspace.uid, node.index)
-            task = self._book.tasks.get(key)
+            index = node.index
+            key = (uid, index)
+            task = under_way.get(key)
             if task is not None:
-                tasks[node.index] = task
-            at = self._engine.seen_at(key, node.pool)
+                tasks[index] = task
+            at = seen_at(key, node.pool)
             if at is not None:
-                seen[node.index] = at
-        known = self._rendered.get(workspace.uid)
+                seen[index] = at
+        known = self._rendered.get(uid)
         if known is not None and known.workspace is workspace and known.tasks == tasks and known.seen == seen:
             return known.wire
         message = render.workspace(workspace, state_message=_message(workspace), tasks=tasks, observe_times=seen)

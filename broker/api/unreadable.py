@@ -86,7 +86,9 @@ async def _readable_all(requests: AsyncIterator[Any], context: Any) -> AsyncIter
 
 def _unary(method: Any) -> Any:
     async def call(request: Any, context: Any) -> Any:
-        return await method(await _readable_one(request, context), context)
+        if request is _UNREADABLE:
+            await _readable_one(request, context)
+        return await method(request, context)
 
     return call
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from broker.core.errors import BrokerError, Reason
-from broker.core.model import RequestRecord, Task, Workspace
+from broker.core.model import NodeSet, RequestRecord, Task, Workspace
 from broker.store.base import Row, Stored, StoreProblem, Table
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,20 @@ _workspace = msgspec.json.Decoder(Workspace).decode
 _task = msgspec.json.Decoder(Task).decode
 _request = msgspec.json.Decoder(RequestRecord).decode
 _encode = msgspec.json.Encoder().encode
+
+
+class _Alike:
+    """Reads workspaces so that node sets of the same content are the very same value: most ask for a shape that others
+    asked for, and a hundred thousand copies of it cost more memory than all else of them."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[NodeSet, ...]] = {}
+
+    def workspace(self, text: str) -> Workspace:
+        """The workspace of a record."""
+        found = _workspace(text)
+        node_sets = self._known.setdefault(_encode(found.node_sets), found.node_sets)
+        return replace(found, node_sets=node_sets)
 
 
 class _Rows:
@@ -213,7 +228,7 @@ class SqliteStore:
             if damage != "ok":
                 raise StoreProblem(f"{self.path} is damaged ({damage}); restore a copy of it")
             return Stored(
-                workspaces=self._read(Table.WORKSPACES, _workspace, lambda workspace: workspace.uid),
+                workspaces=self._read(Table.WORKSPACES, _Alike().workspace, lambda workspace: workspace.uid),
                 tasks=self._read(Table.TASKS, _task, lambda task: task.key),
                 requests=self._read(Table.REQUESTS, _request, lambda request: request.key),
                 settings=self._settings(),

@@ -328,3 +328,17 @@ async def test_one_who_waits_no_longer_leaves_the_others_their_commit(tmp_path: 
     store, book = open_book(tmp_path / "broker.db")
     assert set(book.workspaces) == {"u1", "u2"}
     store.close()
+
+
+async def test_node_sets_of_the_same_content_are_one_value_after_a_restart(tmp_path: Path) -> None:
+    store, book = open_book(tmp_path / "broker.db")
+    with book.transaction() as tx:
+        for uid, memory in (("u1", 1024), ("u2", 1024), ("u3", 2048)):
+            tx.put(workspace(uid, memory=memory))
+    await tx.durable()
+    store.close()
+    store, book = open_book(tmp_path / "broker.db")
+    one, same, other = (book.workspaces[uid].node_sets for uid in ("u1", "u2", "u3"))
+    assert one[0] is same[0]
+    assert other[0].amounts["memory"] == 2048
+    store.close()
