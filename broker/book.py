@@ -150,8 +150,8 @@ class Book:
         """Called between the decision of a call, its being durable, and its answer."""
         self.live_nodes: defaultdict[str, set[NodeKey]] = defaultdict(set)
         """The nodes of each pool that are not final."""
-        self.pending: set[str] = set()
-        """The uids of workspaces that wait for capacity."""
+        self.waiting: dict[State, set[str]] = {State.PENDING: set(), State.RESERVED: set()}
+        """The uids of workspaces that wait for capacity, and of those that wait for their start."""
         self._uids: dict[tuple[str, str], str] = {}
         self._names: list[tuple[str, str]] = []  # (tenant, id), sorted
         self._requests_of: defaultdict[str, set[tuple[str, str, str]]] = defaultdict(set)
@@ -303,10 +303,10 @@ class Book:
 
     def _derive(self, old: Workspace | None, new: Workspace | None) -> None:
         """Names, slots, generations and quota follow a workspace's record."""
-        if new is not None and new.state is State.PENDING:
-            self.pending.add(new.uid)
-        elif old is not None and old.state is State.PENDING:
-            self.pending.discard(old.uid)
+        if old is not None and old.state in self.waiting:
+            self.waiting[old.state].discard(old.uid)
+        if new is not None and new.state in self.waiting:
+            self.waiting[new.state].add(new.uid)
         if old is not None and new is None:
             name = (old.tenant, old.id)
             del self._uids[name]

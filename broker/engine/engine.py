@@ -25,6 +25,7 @@ from broker.engine.driver import Driver
 from broker.engine.expiry import Expiry
 from broker.engine.fault_points import FaultPoint, nowhere
 from broker.engine.observer import Observer
+from broker.engine.reservations import Reservations
 from broker.engine.starts import Starts
 from broker.metrics import Metrics
 from broker.pools import Pool
@@ -62,6 +63,7 @@ class Engine:
     ) -> None:
         self._book = book
         self.starts = Starts(pools, book, clock)
+        self.reservations = Reservations(pools, book, clock)
         self.expiry = Expiry(pools, book, clock, self.starts, keep_records=keep_records)
         self.work: dict[str, PoolWork] = {}
         for name, pool in pools.items():
@@ -81,7 +83,7 @@ class Engine:
             driver.on_accepted = observer.soon
             driver.on_gone = lambda key, seen, observer=observer: observer.apply({key: seen})  # type: ignore[misc]
             breaker.on_change = lambda outage, observer=observer: self._outage(observer, outage)  # type: ignore[misc]
-            observer.on_room = self.expiry.try_waiting
+            observer.on_room = self._on_room
             self.work[name] = PoolWork(pool=pool, breaker=breaker, driver=driver, observer=observer)
         self._clock = clock
         self._lost = asyncio.Event()
@@ -122,6 +124,11 @@ class Engine:
             for task in list(self._book.tasks.values()):
                 if task.step is not None and not task.unsure:
                     tx.put_task(replace(task, unsure=True))
+
+    def _on_room(self) -> None:
+        """A pool was looked at: hosts may have failed or come back, and room may have come free."""
+        self.reservations.secure()
+        self.expiry.try_waiting()
 
     async def stop(self) -> None:
         """Stops working; what is under way stays in the book."""

@@ -281,7 +281,7 @@ class Expiry:
     def try_waiting(self) -> None:
         """Room may have come free: workspaces that missed their start are tried again, the oldest first."""
         now = self._clock.now()
-        waiting = [self._book.workspaces[uid] for uid in self._book.pending]
+        waiting = [self._book.workspaces[uid] for uid in self._book.waiting[State.PENDING]]
         for workspace in sorted(waiting, key=lambda each: (each.start_time or each.create_time, each.uid)):
             try:
                 with self._book.transaction() as tx:
