@@ -14,8 +14,7 @@ import asyncio
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 from msgspec.structs import replace
 
@@ -46,6 +45,15 @@ class Transaction:
         self._durable: asyncio.Future[None] | None = None
         self.after_commit: list[Callable[[], None]] = []
         """Called once the transaction is durable."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None:
+            self._book._undo(self)
+        else:
+            self._book._submit(self)
 
     def put(self, workspace: Workspace) -> Workspace:
         """Writes a workspace under a new revision, and returns it so."""
@@ -114,6 +122,19 @@ class Transaction:
         self._book.revision = self._revision
 
 
+class _Call:
+    """Counts the mutating calls that run."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+
+    def __enter__(self) -> None:
+        self._book.calls_in_flight += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._book.calls_in_flight -= 1
+
+
 class Book:
     """Every record in memory, durable through a store."""
 
@@ -137,7 +158,9 @@ class Book:
         self.generations: defaultdict[str, int] = defaultdict(int)
         self.used: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         """Quota use by (tenant, pool, resource); pool "" is the tenant's sum."""
+        self._call = _Call(self)
         self.calls_in_flight = 0
+        """Mutating calls that run now: several at once share a commit."""
         self.pool_tasks: defaultdict[str, dict[NodeKey, Task]] = defaultdict(dict)
         """The tasks of each pool."""
         self.on_task: Callable[[Task], None] = lambda task: None
@@ -204,28 +227,23 @@ class Book:
         if transaction is not None:
             await transaction._written()
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """Counts a mutating call while it runs: several at once share a commit."""
-        self.calls_in_flight += 1
-        try:
-            yield
-        finally:
-            self.calls_in_flight -= 1
+    def call(self) -> _Call:
+        """Counts a mutating call while it runs."""
+        return self._call
 
-    @contextmanager
-    def transaction(self, *, awaited: bool = False) -> Iterator[Transaction]:
-        """A transaction. An exception inside takes it back whole; else it is handed to the store on leaving.
+    def transaction(self, *, awaited: bool = False) -> Transaction:
+        """A transaction, to be entered. An exception inside takes it back whole; else it is handed to the store on
+        leaving.
 
         `awaited`: a caller waits for it, so that it need not wait for others unless there are some.
         """
-        transaction = Transaction(self, awaited=awaited)
-        try:
-            yield transaction
-        except BaseException:
-            transaction._take_back()
-            self.generations.update(transaction._generations)  # nobody has seen the ones in between
-            raise
+        return Transaction(self, awaited=awaited)
+
+    def _undo(self, transaction: Transaction) -> None:
+        transaction._take_back()
+        self.generations.update(transaction._generations)  # nobody has seen the ones in between
+
+    def _submit(self, transaction: Transaction) -> None:
         if not transaction._before:
             for callback in transaction.after_commit:
                 callback()
@@ -235,7 +253,7 @@ class Book:
         for table, key in transaction._before:
             if table is Table.TASKS:
                 self._unsettled_tasks[cast(NodeKey, key)] = transaction
-        durable = self._store.submit(rows, alone=awaited and self.calls_in_flight <= 1)
+        durable = self._store.submit(rows, alone=transaction._awaited and self.calls_in_flight <= 1)
         transaction._durable = durable
         durable.add_done_callback(lambda future: self._confirm(transaction, future))
 

@@ -50,6 +50,8 @@ class Pool:
         self._clock = clock
         self._hosts: HostInventory | None = None
         self._host_cordons: frozenset[str] = frozenset()
+        self.hosts_version = 0
+        """Grows with every look that found other hosts, or hosts in another state."""
         self._changes = 0  # of what a snapshot shows, but for slots, settings and silence
         self._snapshot: tuple[tuple[int, int, bool], PoolSnapshot] | None = None  # the last, and what it was made from
         self._known: dict[str, ObservedHost] = {}
@@ -102,6 +104,7 @@ class Pool:
         self.last_error = None
         if changed:
             self._known = {host.name: host for host in inventory.hosts}
+            self.hosts_version += 1
             self._hosts = None
             self._book.generations[self.name] += 1
 

@@ -31,18 +31,31 @@ class Reservations:
         self._pools = dict(pools)
         self._book = book
         self._clock = clock
+        self._looked: tuple[int, ...] = ()  # the versions of hosts and cordons that were looked at last
+        self._in_danger: set[str] = set()  # by uid, as of the last look
 
     def secure(self) -> None:
-        """Sees to every reservation that is in danger or was; those that begin first have the choice."""
+        """Sees to every reservation that is in danger or was; those that begin first have the choice. While no host
+        and no cordon has changed, only those that were in danger at the last look can be in it."""
+        versions = (self._book.settings_version, *(pool.hosts_version for pool in self._pools.values()))
+        reserved = self._book.waiting[State.RESERVED]
+        among = reserved if versions != self._looked else reserved & self._in_danger
+        self._looked = versions
         now = self._clock.now()
-        reserved = [self._book.workspaces[uid] for uid in self._book.waiting[State.RESERVED]]
-        for workspace in sorted(reserved, key=lambda each: (each.start_time or each.create_time, each.uid)):
+        for workspace in sorted(
+            (self._book.workspaces[uid] for uid in among),
+            key=lambda each: (each.start_time or each.create_time, each.uid),
+        ):
+            self._in_danger.discard(workspace.uid)
             stranded = [node for node in workspace.nodes if self._stranded(node)]
-            at_risk = any(notice.kind is NoticeKind.AT_RISK for notice in workspace.notices)
-            if stranded and all(self._pools[node.pool].reachable.is_set() for node in stranded):
-                self._move(workspace, stranded, now, told=at_risk)
-            elif at_risk and not stranded:
+            told = any(notice.kind is NoticeKind.AT_RISK for notice in workspace.notices)
+            if stranded:
+                self._in_danger.add(workspace.uid)
+                if all(self._pools[node.pool].reachable.is_set() for node in stranded):
+                    self._move(workspace, stranded, now, told=told)
+            elif told:
                 self._put(replace(workspace, notices=without(workspace.notices, NoticeKind.AT_RISK)))
+        self._in_danger &= reserved
 
     def _stranded(self, node: Node) -> bool:
         pool = self._pools.get(node.pool)
