@@ -172,11 +172,10 @@ def _compared(committed: Sequence[Row], measured: Sequence[Row]) -> Iterator[Fin
         elif row.void or before.void:
             yield Finding(key=before.key, text=f"not compared, void: {row.void or before.void}", worse=False)
         else:
-            loss = row.ratio / before.ratio - 1
-            if row.higher_is_better:
-                loss = -loss
-            if loss > LOSS_ALLOWED:
-                text = f"ratio {row.ratio:.2f}, was {before.ratio:.2f}: {loss:.0%} worse"
+            loss = before.ratio - row.ratio if row.higher_is_better else row.ratio - before.ratio
+            if loss > LOSS_ALLOWED * before.ratio:  # of nothing at all, any loss is too much
+                share = f": {loss / before.ratio:.0%} worse" if before.ratio else ""
+                text = f"ratio {row.ratio:.2f}, was {before.ratio:.2f}{share}"
                 yield Finding(key=before.key, text=text, worse=True)
     for key in now:
         yield Finding(key=key, text="not compared: new", worse=False)

@@ -126,6 +126,12 @@ def test_more_than_a_quarter_worse_fails_in_both_directions(line: Row, loss: flo
     assert worse(line, replace(line, ratio=line.ratio * change)) is fails
 
 
+def test_what_was_nothing_must_stay_nothing() -> None:
+    before = replace(MEMORY, ratio=0.0)
+    assert not worse(before, before)
+    assert worse(before, replace(before, ratio=0.02))
+
+
 def test_absolute_figures_are_not_compared() -> None:
     assert not worse(CREATE, replace(CREATE, ours=CREATE.ours / 10, baseline=CREATE.baseline / 10))
 
