@@ -54,8 +54,8 @@ class KnownSets:
         return self._known.get(wire)
 
     def add(self, wire: bytes, good: NodeSet) -> None:
-        """Keeps a set that was read without a problem, unless it is long, as those with user data are."""
-        if len(wire) <= KNOWN_SET_BYTES:
+        """Keeps a set that was read without a problem, unless it is long or bears user data, one user's own."""
+        if len(wire) <= KNOWN_SET_BYTES and not good.user_data:
             if len(self._known) >= KNOWN_SETS:
                 self._known.clear()
             self._known[wire] = good

@@ -12,7 +12,8 @@ from typing import Generic, TypeVar
 K = TypeVar("K")
 V = TypeVar("V")
 
-MEMO_SIZE = 4_096
+MEMO_SIZE = 512
+"""Values kept by one memo: few enough for those of 64 KiB, as a node set with its user data may be."""
 
 
 class Memo(Generic[K, V]):

@@ -319,6 +319,15 @@ def test_a_set_that_was_read_before_is_the_very_same_value_whatever_stands_aroun
     assert read("x") is not read("x", count=2)
 
 
+def test_a_set_with_user_data_is_not_kept() -> None:
+    known = KnownSets(TYPES)
+    message = Create(parent="tenants/acme", workspace=SMALL)
+    message.workspace.node_sets[0].user_data = b"secret"
+    first, second = (calls.create_request(message, known=known, now=NOW).workspace.node_sets[0] for _ in range(2))
+    assert first == second
+    assert first is not second
+
+
 def test_a_bad_set_is_named_each_time_it_comes() -> None:
     known = KnownSets(TYPES)
     message = Create(parent="tenants/acme", workspace=SMALL)
