@@ -3,8 +3,9 @@
     [server]                          listen, state, drain_timeout, call_timeout, watch_history, keep_records,
                                       max_calls, max_watchers, metrics
     [pools.NAME]                      backend, and what `_pool` reads; every other key is the backend's own
+    [queue]                           order, starvation_limit, half_life, depth
     [instance_types.NAME]             amounts by resource: cpu in milli-cores, memory and disk in MiB
-    [tenants.NAME]                    display_name, limits, pool_limits, allowed_pools, max_duration
+    [tenants.NAME]                    display_name, limits, pool_limits, allowed_pools, max_duration, max_priority, share
 
 Relative file names start at the configuration file's directory; durations are text ("90s", "1d12h") or seconds, and
 "none" where there need be none. Nothing is opened or reached here except the file itself.
@@ -25,6 +26,7 @@ from typing import Final
 from backends import registry
 from backends.base import BackendFactory
 from broker.core.demand import Placement
+from broker.core.policies import BACKFILLS, DEFAULTS, QUEUE_ORDERS, VICTIM_CHOICES
 from broker.toml_reader import Problem, Table, did_you_mean, joined
 
 ID: Final = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -104,7 +106,23 @@ class PoolSettings:
     max_tasks: int = 10_000  # nodes with something under way; more creates are told to come again
     retry: RetrySettings = field(default_factory=RetrySettings)
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
+    backfill: str = DEFAULTS["backfill"]  # the policy that says who may pass whom in the queue
+    victims: str = DEFAULTS["victims"]  # the policy that says who gives way first
+    preemption: bool = True  # whether preemptible leases are made to give way here
+    preemption_notice: float = 0.0  # told that long before it has to give way
+    start_lead: float = 0.0  # what a first start takes, until ten were measured; held before a promised start
+    suspend_lead: float = 0.0  # what suspending takes, until ten were measured
     backend_settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSettings:
+    """The queue of all pools."""
+
+    order: str = DEFAULTS["order"]  # the policy that says who is next
+    starvation_limit: timedelta = timedelta(days=1)  # who has waited that long is passed by nobody
+    half_life: timedelta = timedelta(days=7)  # what a tenant used counts half after it
+    depth: int = 500  # workspaces that are looked at in one pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +135,8 @@ class TenantSettings:
     pool_limits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     allowed_pools: tuple[str, ...] = ()  # empty: all
     max_duration: timedelta | None = None
+    max_priority: int = 0
+    share: int = 1  # its weight in the queue's fair share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +147,7 @@ class Settings:
     pools: Mapping[str, PoolSettings]
     instance_types: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     tenants: Mapping[str, TenantSettings] = field(default_factory=dict)
+    queue: QueueSettings = field(default_factory=QueueSettings)
     directory: Path = Path()  # of the file: where relative names start
 
 
@@ -153,6 +174,7 @@ def load(path: Path | str, backend: Callable[[str], BackendFactory] = registry.l
         pools=MappingProxyType(pools),
         instance_types=_instance_types(root),
         tenants=MappingProxyType(tenants),
+        queue=_queue(root.table("queue")),
         directory=directory,
     )
     root.finish()
@@ -193,6 +215,18 @@ def _server(table: Table, directory: Path, tenants: Mapping[str, TenantSettings]
         max_calls=table.whole("max_calls", default.max_calls, low=1, high=1_000_000),
         max_watchers=table.whole("max_watchers", default.max_watchers, low=1, high=1_000_000),
         metrics=_metrics(table),
+    )
+    table.finish()
+    return settings
+
+
+def _queue(table: Table) -> QueueSettings:
+    default = QueueSettings()
+    settings = QueueSettings(
+        order=table.choice("order", {name: name for name in QUEUE_ORDERS}, default.order),
+        starvation_limit=timedelta(seconds=table.seconds("starvation_limit", "24h")),
+        half_life=timedelta(seconds=table.seconds("half_life", "7d")),
+        depth=table.whole("depth", default.depth, low=1, high=1_000_000),
     )
     table.finish()
     return settings
@@ -265,6 +299,12 @@ def _pool(table: Table, name: str, backend: Callable[[str], BackendFactory]) -> 
         keep_after_end=table.seconds("keep_after_end", "7d", zero=True),
         max_in_flight=table.whole("max_in_flight", 8, low=1, high=1000),
         max_tasks=table.whole("max_tasks", 10_000, low=1, high=10_000_000),
+        backfill=table.choice("backfill", {name: name for name in BACKFILLS}, DEFAULTS["backfill"]),
+        victims=table.choice("victims", {name: name for name in VICTIM_CHOICES}, DEFAULTS["victims"]),
+        preemption=table.choice("preemption", {"on": True, "off": False}, True),
+        preemption_notice=table.seconds("preemption_notice", "0s", zero=True),
+        start_lead=table.seconds("start_lead", "0s", zero=True),
+        suspend_lead=table.seconds("suspend_lead", "0s", zero=True),
         retry=RetrySettings(
             budget=retry.seconds("budget", "60s"),
             initial=retry.seconds("initial", "0.2s"),
@@ -334,6 +374,8 @@ def _tenant(table: Table, name: str, pools: Mapping[str, PoolSettings]) -> Tenan
         pool_limits=MappingProxyType({pool: by_pool.amounts(pool) for pool in by_pool.values}),
         allowed_pools=table.texts("allowed_pools"),
         max_duration=table.length("max_duration", "none"),
+        max_priority=table.whole("max_priority", 0, low=-1_000_000, high=1_000_000),
+        share=table.whole("share", 1, low=1, high=1_000_000),
     )
     for key, named in (("allowed_pools", settings.allowed_pools), ("pool_limits", tuple(by_pool.values))):
         for pool in named:

@@ -122,6 +122,9 @@ class Terms(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     deadline: datetime | None = None
     open_ended: bool = False
     end_action: EndAction = EndAction.TERMINATE
+    queue_until: datetime | None = None  # what does not fit may wait until then; None: it is refused
+    preemptible: bool = False  # may be made to give way to a lease that is not
+    priority: int = 0  # place in the queue, higher first
 
 
 class Nic(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -213,6 +216,19 @@ class Notice(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     message: str = ""
 
 
+class Preemption(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A lease that has to give way: its room belongs to another from `free_time` on.
+
+    It is told at `notice_time`, and begins to let go at `begin_time` so that it has done so in time. `by` is the uid
+    of the workspace it gives way to.
+    """
+
+    by: str
+    notice_time: datetime
+    begin_time: datetime
+    free_time: datetime
+
+
 def without(notices: tuple[Notice, ...], kind: NoticeKind) -> tuple[Notice, ...]:
     """Notices but those of a kind."""
     return tuple(notice for notice in notices if notice.kind is not kind)
@@ -246,6 +262,10 @@ class Workspace(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
     last_error: Failure | None = None
     notices: tuple[Notice, ...] = ()
     revision: int = 0
+    ensemble: str = ""  # the id of the ensemble it is placed with, until that is sealed
+    waiting_since: datetime | None = None  # set while it waits for capacity, in the queue
+    preemption: Preemption | None = None  # set while its room is promised to another
+    preempted_time: datetime | None = None  # since when its lease stands still
 
     @property
     def name(self) -> str:
@@ -261,6 +281,13 @@ class Workspace(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
     def started(self) -> bool:
         """Whether its first start has succeeded."""
         return self.actual_start_time is not None
+
+    @property
+    def held_until(self) -> datetime | None:
+        """Until when it holds its capacity: its end, or when it has to give way."""
+        if self.preemption is None:
+            return self.end_time
+        return self.preemption.free_time if self.end_time is None else min(self.end_time, self.preemption.free_time)
 
     def node_set(self, node: Node) -> NodeSet:
         """The set a node belongs to."""

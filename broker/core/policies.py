@@ -1,0 +1,156 @@
+"""What a site may decide for itself: who is next, who may pass, who gives way, and which host is best.
+
+One small protocol each, and the policies that come with the broker. They see values and answer values; they decide
+nothing that is a promise: capacity, quota and what may be preempted are the broker's, whatever a policy says. Third
+parties join by the entry point groups named in broker/policies.py, which also bounds what a policy may cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final, Protocol
+
+from msgspec import Struct
+
+from broker.core.inventory import FloatArray
+
+
+class Waiting(Struct, frozen=True, kw_only=True):
+    """A workspace that waits for capacity, as a policy sees it."""
+
+    uid: str
+    tenant: str
+    since: datetime  # when it came
+    nodes: int
+    duration: timedelta | None  # None: open-ended
+    priority: int = 0
+    preemptible: bool = False
+    overdue: bool = False  # a reservation that could not start when it was due
+    used: float = 0.0  # its tenant's decayed dominant share, by the tenant's weight
+
+
+class QueueOrder(Protocol):
+    """Who is next."""
+
+    def order(self, waiting: Sequence[Waiting], now: datetime) -> Sequence[Waiting]:
+        """Return the same workspaces, the first to be served first."""
+
+
+class Passing(StrEnum):
+    """What those behind a workspace that does not fit yet have to heed."""
+
+    NOBODY = "nobody"  # its pools take nobody who is behind it
+    UNHURT = "unhurt"  # they may pass it where its planned start stays as it is
+    FREELY = "freely"
+
+
+class Backfill(Protocol):
+    """Who may pass whom."""
+
+    def blocked(self, waiting: Waiting, ahead: int, now: datetime) -> Passing:
+        """Say what those behind `waiting` have to heed in a pool in which `ahead` others wait before it."""
+
+
+class Victim(Struct, frozen=True, kw_only=True):
+    """A preemptible workspace that holds capacity, as a policy sees it."""
+
+    uid: str
+    tenant: str
+    started: datetime
+    nodes: int
+    amounts: Mapping[str, int]  # what all its nodes hold
+    end: datetime | None
+    priority: int = 0
+
+
+class VictimChoice(Protocol):
+    """Who gives way first."""
+
+    def order(self, candidates: Sequence[Victim], now: datetime) -> Sequence[Victim]:
+        """Return the same workspaces, those that rather give way first. The broker takes a minimal set of them."""
+
+
+class HostChoice(Protocol):
+    """Which of the hosts that can take a node takes it."""
+
+    def rank(self, hosts: Sequence[str], left: Mapping[str, FloatArray]) -> FloatArray:
+        """Return a number a host, the least for the best.
+
+        `left`: for each resource that is asked for, the share of the host's total left free once the node is on it;
+        negative where the host lacks room and is out of the question.
+        """
+
+
+class FairShare:
+    """By priority, then by what tenants used lately, then by arrival.
+
+    Whoever can make others give way goes before those who would have to, and an overdue reservation before all.
+    """
+
+    def order(self, waiting: Sequence[Waiting], now: datetime) -> Sequence[Waiting]:
+        """Return them in that order."""
+        return sorted(
+            waiting,
+            key=lambda each: (not each.overdue, each.preemptible, -each.priority, each.used, each.since, each.uid),
+        )
+
+
+class Arrival:
+    """First come, first served."""
+
+    def order(self, waiting: Sequence[Waiting], now: datetime) -> Sequence[Waiting]:
+        """Return them by arrival; overdue reservations first."""
+        return sorted(waiting, key=lambda each: (not each.overdue, each.since, each.uid))
+
+
+class NoBackfill:
+    """Nobody passes."""
+
+    def blocked(self, waiting: Waiting, ahead: int, now: datetime) -> Passing:
+        """Say NOBODY."""
+        return Passing.NOBODY
+
+
+class Aggressive:
+    """The first who waits keeps its planned start, the others may be passed (EASY: Lifka 1995)."""
+
+    def blocked(self, waiting: Waiting, ahead: int, now: datetime) -> Passing:
+        """Say UNHURT of the first."""
+        return Passing.UNHURT if ahead == 0 else Passing.FREELY
+
+
+class Conservative:
+    """Nobody's planned start is put off by somebody who came later (Mu'alem and Feitelson 2001)."""
+
+    def blocked(self, waiting: Waiting, ahead: int, now: datetime) -> Passing:
+        """Say UNHURT."""
+        return Passing.UNHURT
+
+
+class Youngest:
+    """Who began last gives way first: least work stands still."""
+
+    def order(self, candidates: Sequence[Victim], now: datetime) -> Sequence[Victim]:
+        """Return them by start, the latest first; the lower priority first."""
+        return sorted(candidates, key=lambda each: (each.priority, -each.started.timestamp(), each.uid))
+
+
+class Smallest:
+    """Who holds the fewest nodes gives way first."""
+
+    def order(self, candidates: Sequence[Victim], now: datetime) -> Sequence[Victim]:
+        """Return them by the number of their nodes, then the youngest first."""
+        return sorted(candidates, key=lambda each: (each.nodes, -each.started.timestamp(), each.uid))
+
+
+QUEUE_ORDERS: Final[Mapping[str, Callable[[], QueueOrder]]] = {"fair-share": FairShare, "arrival": Arrival}
+BACKFILLS: Final[Mapping[str, Callable[[], Backfill]]] = {
+    "none": NoBackfill,
+    "aggressive": Aggressive,
+    "conservative": Conservative,
+}
+VICTIM_CHOICES: Final[Mapping[str, Callable[[], VictimChoice]]] = {"youngest": Youngest, "smallest": Smallest}
+DEFAULTS: Final[Mapping[str, str]] = {"order": "fair-share", "backfill": "aggressive", "victims": "youngest"}
+"""The policy that is asked where none is configured, or where the configured one fails."""
