@@ -16,8 +16,8 @@ from backends.base import Identity, Observation
 from backends.simulator.addresses import AddressBook
 from backends.simulator.journal import Journal
 from backends.simulator.world import Machine, World
+from broker.assembly import BROKER_ID_KEY
 from broker.core.model import Node, NodeSet, RequestRecord, State, Terms, Workspace
-from broker.server import BROKER_ID_KEY
 from broker.store.base import Row, Table
 from broker.store.sqlite import SqliteStore
 

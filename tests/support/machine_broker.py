@@ -14,20 +14,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import grpc.aio
-
 from backends import registry
 from backends.base import Step, StepCall
 from backends.simulator import FaultKind, Machine, Simulator, World
 from backends.simulator.faults import Faults
 from backends.simulator.steps import Stage
-from broker.api.pages import PageTokens
+from broker.assembly import BROKER_ID_KEY, Assembly
 from broker.config import Settings, load
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Reason
-from broker.server import BROKER_ID_KEY, Broker
-from broker.updates import Updates
-from broker.verbs import Verbs
+from broker.store.sqlite import SqliteStore
 from tests.support.machine_loop import LeapingClock, settle
 
 T = TypeVar("T")
@@ -38,51 +34,30 @@ POOLS: Final = ("alpha", "beta")
 _worlds = count()
 
 
-class _NoServer:
-    """What a broker takes for its gRPC server."""
-
-    def add_insecure_port(self, address: str) -> int:
-        return 1
-
-    async def start(self) -> None:
-        pass
-
-    async def stop(self, grace: float) -> None:
-        pass
-
-
-class _NoHealth:
-    async def enter_graceful_shutdown(self) -> None:
-        pass
-
-
-class PortlessBroker(Broker):
-    """The whole broker, wired as ever, without gRPC. `wired` is called before its engine starts."""
+class PortlessBroker(Assembly):
+    """The whole broker on its file, wired as ever, without gRPC. `wired` is called before its engine starts."""
 
     def __init__(
-        self, settings: Settings, *, clock: Clock, new_uid: Callable[[], str], wired: Callable[[Broker], None]
+        self, settings: Settings, *, clock: Clock, new_uid: Callable[[], str], wired: Callable[[Assembly], None]
     ) -> None:
         super().__init__(settings, clock=clock, new_uid=new_uid, jitter=lambda: 0.5)
         self._wired = wired
 
-    def _make_server(self, tokens: PageTokens) -> grpc.aio.Server:
-        self._health = _NoHealth()
+    async def start(self) -> None:
+        """Takes up what the file holds."""
+        self.store = SqliteStore(self.settings.server.state)
+        try:
+            await self.assemble(self.store)
+        except BaseException:
+            self.store.close()
+            raise
         self._wired(self)
-        server: Any = _NoServer()
-        return server  # type: ignore[no-any-return]
+        await self.engine.start()
 
-    async def _tell_health(self) -> None:
-        pass
-
-    @property
-    def verbs(self) -> Verbs:
-        """The life-cycle verbs."""
-        return self._use_cases.verbs
-
-    @property
-    def updates(self) -> Updates:
-        """UpdateWorkspace."""
-        return self._use_cases.updates
+    async def stop(self) -> None:
+        """Rests, and lets go of the file."""
+        await self.engine.stop()
+        self.store.close()
 
 
 class Forgetful(Stage):
@@ -141,7 +116,7 @@ class Rig:
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.complaints.found.append(f"{context.get('message')}: {context.get('exception')!r}")
 
-    def _rewire(self, broker: Broker) -> None:
+    def _rewire(self, broker: Assembly) -> None:
         """Faults, silence and the like are the pools' own: a new broker meets them as they are."""
         for name, pool in broker.pools.items():
             backend = pool.backend
