@@ -112,6 +112,59 @@ def snapshots_for_their_own(pools: Iterable[Pool], now: datetime) -> dict[str, P
     return {pool.name: replace(pool.snapshot(now), draining=False) for pool in pools}
 
 
+def unplaced(tenant: str, workspace_id: str, wanted: WorkspaceRequest, now: datetime, uid: str = "") -> Workspace:
+    """The record of a request that has no place yet: it has no nodes and holds nothing."""
+    return Workspace(
+        uid=uid,
+        tenant=tenant,
+        id=workspace_id,
+        display_name=wanted.display_name,
+        labels=wanted.labels,
+        create_time=now,
+        node_sets=wanted.node_sets,
+        terms=wanted.terms,
+        state=State.PENDING,
+        nodes=(),
+        pool=wanted.pool,
+        requested_pool=wanted.pool,
+        parameters=wanted.parameters,
+        optional_parameters=wanted.optional_parameters,
+        initial_state=wanted.initial_state,
+    )
+
+
+def placed(record: Workspace, answer: Plan, seen: Mapping[str, PoolSnapshot], now: datetime) -> Workspace:
+    """The workspace a plan makes of a record without nodes: RESERVED for later, or STARTING."""
+    state = State.RESERVED if answer.start > now else State.STARTING
+    shared = next((a.pool for a in answer.assignments if not record.node_sets[a.set_index].pool), record.pool)
+    known = {key for name in answer.generations for key in seen[name].parameters}
+    return replace(
+        record,
+        state=state,
+        nodes=tuple(placed_nodes(answer, record.node_sets, seen, state)),
+        pool=shared,
+        ignored_parameters=tuple(key for key in record.optional_parameters if key not in known),
+        start_time=answer.start,
+        prepare_time=answer.prepare,
+        end_time=answer.end,
+        waiting_since=None,
+        notices=(),
+        last_error=None,
+    )
+
+
+def wanted_of(record: Workspace) -> WorkspaceRequest:
+    """What a workspace without nodes was asked for as."""
+    return WorkspaceRequest(
+        node_sets=record.node_sets,
+        terms=record.terms,
+        pool=record.requested_pool,
+        parameters=record.parameters,
+        optional_parameters=record.optional_parameters,
+        initial_state=record.initial_state,
+    )
+
+
 def placed_nodes(
     plan: Plan, node_sets: Sequence[NodeSet], seen: Mapping[str, PoolSnapshot], state: State
 ) -> list[Node]:

@@ -26,7 +26,7 @@ from broker.core.errors import (
     overloaded,
     shutting_down,
 )
-from broker.core.model import Cause, State, Workspace
+from broker.core.model import State, Workspace
 from broker.core.placement import Outcome, PlacementRequest, Plan, PoolSnapshot, Verdict, plan
 from broker.core.requests import (
     CheckRequest,
@@ -40,10 +40,11 @@ from broker.metrics import Metrics
 from broker.offers import Offer, offers
 from broker.placing import (
     best_outcome,
-    placed_nodes,
+    placed,
     placement_request,
     refused,
     snapshots,
+    unplaced,
     window,
 )
 from broker.pools import Pool
@@ -148,7 +149,9 @@ class Workspaces:
         verdicts = answer.verdicts
         outcome = Outcome.FITS if isinstance(answer, Plan) else best_outcome(verdicts)
         if isinstance(answer, Plan):
-            self._tenants.check(request.tenant, self._draft(request.tenant, "check", wanted, answer, seen, now))
+            self._tenants.check(
+                request.tenant, placed(unplaced(request.tenant, "check", wanted, now), answer, seen, now)
+            )
         offered: list[Offer] = []
         if request.include_offers and not isinstance(answer, Plan):
             offered = offers(wanted, answer, lambda other: self._tried(request.tenant, other, seen, now))
@@ -168,7 +171,7 @@ class Workspaces:
             answer = plan(self._asked(tenant, wanted), seen, window(wanted, now), judged=False)
             if not isinstance(answer, Plan):
                 return None
-            self._tenants.check(tenant, self._draft(tenant, "offer", wanted, answer, seen, now))
+            self._tenants.check(tenant, placed(unplaced(tenant, "offer", wanted, now), answer, seen, now))
         except BrokerError:
             return None
         return answer
@@ -215,57 +218,18 @@ class Workspaces:
             raise refused(answer, now, _described(wanted))
         _check_generations(answer, request.if_pool_generations)
         self._check_queues(answer)
-        draft = self._draft(request.tenant, workspace_id, wanted, answer, seen, now, uid)
+        draft = placed(unplaced(request.tenant, workspace_id, wanted, now, uid), answer, seen, now)
         self._tenants.check(request.tenant, draft)
         if draft.state is State.RESERVED:
             return tx.put(draft)
         return begin(tx, self._pools, draft, {node.index: Action.CREATE for node in draft.nodes}, now)
 
-    def _check_queues(self, placed: Plan) -> None:
+    def _check_queues(self, answer: Plan) -> None:
         """Refuses what would make a pool's work longer than its bound. Raises OVERLOADED."""
-        for assignment in placed.assignments:
+        for assignment in answer.assignments:
             bound = self._pools[assignment.pool].settings.max_tasks
             if len(self._book.pool_tasks[assignment.pool]) + len(assignment.hosts) > bound:
                 raise overloaded(f"nodes of pool {assignment.pool}", bound)
-
-    def _draft(
-        self,
-        tenant: str,
-        workspace_id: str,
-        wanted: WorkspaceRequest,
-        placed: Plan,
-        seen: Mapping[str, PoolSnapshot],
-        now: datetime,
-        uid: str = "",
-    ) -> Workspace:
-        """The workspace a plan makes."""
-        later = placed.start > now
-        state = State.RESERVED if later else State.STARTING
-        nodes = placed_nodes(placed, wanted.node_sets, seen, state)
-        shared = next((a.pool for a in placed.assignments if not wanted.node_sets[a.set_index].pool), wanted.pool)
-        known = {key for name in placed.generations for key in seen[name].parameters}
-        return Workspace(
-            uid=uid,
-            tenant=tenant,
-            id=workspace_id,
-            display_name=wanted.display_name,
-            labels=wanted.labels,
-            create_time=now,
-            node_sets=wanted.node_sets,
-            terms=wanted.terms,
-            state=state,
-            nodes=tuple(nodes),
-            pool=shared,
-            requested_pool=wanted.pool,
-            parameters=wanted.parameters,
-            optional_parameters=wanted.optional_parameters,
-            ignored_parameters=tuple(key for key in wanted.optional_parameters if key not in known),
-            initial_state=wanted.initial_state,
-            cause=Cause.REQUESTED,
-            start_time=placed.start if later else now,
-            prepare_time=placed.start if later else now,
-            end_time=placed.end,
-        )
 
 
 def _described(wanted: WorkspaceRequest) -> str:
@@ -276,9 +240,9 @@ def _described(wanted: WorkspaceRequest) -> str:
     )
 
 
-def _check_generations(placed: Plan, insisted: Mapping[str, int]) -> None:
+def _check_generations(answer: Plan, insisted: Mapping[str, int]) -> None:
     """Raises GENERATION_MISMATCH where a chosen pool is not as its caller judged it."""
-    for pool, generation in placed.generations.items():
+    for pool, generation in answer.generations.items():
         expected = insisted.get(pool, generation)
         if expected != generation:
             raise BrokerError(

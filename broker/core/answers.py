@@ -87,11 +87,12 @@ class SetAssignment(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """A placement that fits over `[start, end)`; `end` None is open-ended. One assignment a set, in their
+    """A placement that fits over `[prepare, end)`; `end` None is open-ended. One assignment a set, in their
     order.
     """
 
     assignments: tuple[SetAssignment, ...]
+    prepare: datetime  # from when on capacity is held, so that all is ready at the start
     start: datetime
     end: datetime | None
     full: bool  # every set got its full count

@@ -13,10 +13,10 @@ from broker.core.arrange import arrange
 from broker.core.feasibility import Case
 from broker.core.gates import WAITING
 from broker.core.reasons import refusal
-from broker.core.routing import Attempt
+from broker.core.routing import Attempt, first_start
 from broker.core.search import Budget, SearchLimit
 from broker.core.slots import INFINITY, from_us
-from broker.core.timing import end_of, first_fit, fit_at
+from broker.core.timing import fit_at
 
 
 def explain(
@@ -59,7 +59,7 @@ def _judge(
     # While it is not known whether it fits at the start, no later instant can be called the earliest.
     if when and route is Outcome.NOT_NOW and not any(attempt.closed) and not attempt.undecided:
         try:
-            found = first_fit(attempt.cases, attempt.start, INFINITY - 1, attempt.length, search_limit)
+            found = first_start(attempt, INFINITY - 1, search_limit)
         except SearchLimit:
             undecided = [True] * len(undecided)
         else:
@@ -87,7 +87,7 @@ def _judge(
             )
         verdicts[case.pool] = refusal(
             case,
-            case.room(attempt.start, end_of(attempt.start, attempt.length)),
+            case.room(attempt.prepare, attempt.end),
             outcome,
             earliest=from_us(earliest) if outcome is Outcome.NOT_NOW else None,
             known=reasons,
@@ -107,7 +107,7 @@ def _outcome_alone(attempt: Attempt, position: int, search_limit: int, undecided
     try:
         if arrange(case, case.empty_room(), case.least, Budget(search_limit)) is None:
             return Outcome.NEVER
-        if len(attempt.cases) > 1 and not codes and fit_at([case], attempt.start, attempt.length, search_limit):
+        if len(attempt.cases) > 1 and not codes and fit_at([case], attempt.prepare, attempt.held_length, search_limit):
             undecided[position] = False
             return Outcome.FITS
     except SearchLimit:

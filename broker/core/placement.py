@@ -16,7 +16,7 @@ plan says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from broker.core.answers import (
     Never,
@@ -36,7 +36,6 @@ from broker.core.reasons import NEAREST_HOSTS
 from broker.core.routing import Attempt, make_attempt, place, routes
 from broker.core.search import SEARCH_LIMIT
 from broker.core.slots import from_us
-from broker.core.timing import end_of
 
 __all__ = [
     "NEAREST_HOSTS",
@@ -57,6 +56,7 @@ __all__ = [
     "SetRequest",
     "Verdict",
     "Window",
+    "fits",
     "held_amounts",
     "plan",
 ]
@@ -79,14 +79,9 @@ def plan(
     acts on the plan and tells nobody. KeyError: a pool is named that no snapshot
     is given for.
     """
-    attempts = [
-        make_attempt(request, window, candidate, route, snapshots) for candidate, route in routes(request, snapshots)
-    ]
-    for attempt in attempts:
-        place(attempt, search_limit)
-    fitting = [attempt for attempt in attempts if attempt.placed is not None]
-    if fitting:
-        best = min(fitting, key=lambda attempt: attempt.order) if len(fitting) > 1 else fitting[0]
+    attempts = _attempts(request, snapshots, window, search_limit)
+    best = _best(attempts)
+    if best is not None:
         if not judged:
             return _plan(best)
         return _plan(best, score=min(best.scores), verdicts=explain(attempts, search_limit)[1])
@@ -94,6 +89,37 @@ def plan(
     if outcome is Outcome.NEVER:
         return Never(verdicts=verdicts)
     return NotNow(earliest=from_us(earliest), verdicts=verdicts)
+
+
+def fits(
+    request: PlacementRequest,
+    snapshots: Mapping[str, PoolSnapshot],
+    window: Window,
+    *,
+    search_limit: int = SEARCH_LIMIT,
+) -> Plan | None:
+    """Return where and when the request goes, as `plan` does, or None without asking why."""
+    best = _best(_attempts(request, snapshots, window, search_limit))
+    return _plan(best) if best is not None else None
+
+
+def _attempts(
+    request: PlacementRequest, snapshots: Mapping[str, PoolSnapshot], window: Window, search_limit: int
+) -> list[Attempt]:
+    """Every way to route the request, tried."""
+    attempts = [
+        make_attempt(request, window, candidate, route, snapshots) for candidate, route in routes(request, snapshots)
+    ]
+    for attempt in attempts:
+        place(attempt, search_limit)
+    return attempts
+
+
+def _best(attempts: Sequence[Attempt]) -> Attempt | None:
+    fitting = [attempt for attempt in attempts if attempt.placed is not None]
+    if len(fitting) < 2:
+        return fitting[0] if fitting else None
+    return min(fitting, key=lambda attempt: attempt.order)
 
 
 def _plan(best: Attempt, *, score: float = 0.0, verdicts: tuple[Verdict, ...] = ()) -> Plan:
@@ -107,12 +133,14 @@ def _plan(best: Attempt, *, score: float = 0.0, verdicts: tuple[Verdict, ...] = 
         for case, placed in zip(best.cases, best.placed, strict=True)
         for index, rows in zip(case.indices, placed, strict=True)
     ]
-    start = from_us(best.start)
+    start, prepare = from_us(best.start), from_us(best.prepare)
     assert start is not None
+    assert prepare is not None
     return Plan(
         assignments=tuple(sorted(assignments, key=lambda assignment: assignment.set_index)),
+        prepare=prepare,
         start=start,
-        end=from_us(end_of(best.start, best.length)),
+        end=from_us(best.end),
         full=best.full,
         score=score,
         verdicts=verdicts,

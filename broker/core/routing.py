@@ -31,11 +31,28 @@ class Attempt:
     pools: tuple[PoolSnapshot, ...]
     cases: tuple[Case, ...]  # one a pool
     closed: tuple[list[Reason], ...]  # gates, one list a pool
-    start: int = 0  # microseconds, as all here
+    now: int = 0  # microseconds, as all here
+    start: int = 0
     until: int = 0  # the latest start
     length: int = INFINITY
+    lead: int = 0  # how long before a promised start its capacity is held, for what has to be done until then
     placed: list[Arrangement] | None = None
     undecided: bool = False
+
+    @property
+    def prepare(self) -> int:
+        """From when on its capacity is held."""
+        return max(self.now, self.start - self.lead)
+
+    @property
+    def end(self) -> int:
+        """Until when."""
+        return end_of(self.start, self.length)
+
+    @property
+    def held_length(self) -> int:
+        """How long."""
+        return self.length if self.length >= INFINITY else self.end - self.prepare
 
     @property
     def full(self) -> bool:
@@ -50,9 +67,9 @@ class Attempt:
     def scores(self) -> list[float]:
         """The share left free in each pool it goes to; worked out when asked, as most plans have no rival."""
         assert self.placed is not None
-        end = end_of(self.start, self.length)
         return [
-            score(case, case.room(self.start, end), rows) for case, rows in zip(self.cases, self.placed, strict=True)
+            score(case, case.room(self.prepare, self.end), rows)
+            for case, rows in zip(self.cases, self.placed, strict=True)
         ]
 
     @property
@@ -109,9 +126,11 @@ def make_attempt(
         pools=pools,
         cases=tuple(cases),
         closed=tuple(closed),
+        now=max(to_us(pool.now) for pool in pools),
         start=start,
         until=until,
         length=INFINITY if length is None else length // _MICROSECOND,
+        lead=max(pool.lead // _MICROSECOND for pool in pools),
     )
 
 
@@ -121,15 +140,25 @@ def place(attempt: Attempt, search_limit: int) -> None:
     """
     if any(attempt.closed):
         return
-    cases, length = attempt.cases, attempt.length
     try:
-        placed = fit_at(cases, attempt.start, length, search_limit)
+        placed = fit_at(attempt.cases, attempt.prepare, attempt.held_length, search_limit)
         if placed is None and attempt.until > attempt.start:
-            later = first_fit(cases, attempt.start, attempt.until, length, search_limit)
+            later = first_start(attempt, attempt.until, search_limit)
             if later is not None:
-                placed = fit_at(cases, later, length, search_limit)
                 attempt.start = later
+                placed = fit_at(attempt.cases, attempt.prepare, attempt.held_length, search_limit)
     except SearchLimit:
         attempt.undecided = True
         return
     attempt.placed = placed
+
+
+def first_start(attempt: Attempt, until: int, search_limit: int) -> int | None:
+    """Return the first start after the attempt's own, and no later than `until`, at which it fits, or None.
+
+    Raises SearchLimit when that was not found out within the bound on work.
+    """
+    lead = attempt.lead
+    length = attempt.length if attempt.length >= INFINITY else attempt.length + lead
+    prepare = first_fit(attempt.cases, attempt.prepare, until - lead, length, search_limit)
+    return None if prepare is None else prepare + lead
