@@ -1,4 +1,4 @@
-"""The things the broker keeps: workspaces, their nodes, and the tasks under way on them.
+"""The things the broker keeps: workspaces, their nodes, the tasks under way on them, and ensembles of workspaces.
 
 All are frozen values; a change is a new value put in place of the old one in one transaction (broker/book.py).
 Instants are aware UTC datetimes of whole microseconds; amounts are integers in one unit a resource (cpu in
@@ -262,7 +262,7 @@ class Workspace(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
     last_error: Failure | None = None
     notices: tuple[Notice, ...] = ()
     revision: int = 0
-    ensemble: str = ""  # the id of the ensemble it is placed with, until that is sealed
+    ensemble: str = ""  # the id of the ensemble it is, or was, placed with
     waiting_since: datetime | None = None  # set while it waits for capacity, in the queue
     preemption: Preemption | None = None  # set while its room is promised to another
     preempted_time: datetime | None = None  # since when its lease stands still
@@ -281,6 +281,11 @@ class Workspace(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
     def started(self) -> bool:
         """Whether its first start has succeeded."""
         return self.actual_start_time is not None
+
+    @property
+    def awaits_seal(self) -> bool:
+        """Whether it has no place yet because its ensemble is not sealed."""
+        return bool(self.ensemble) and self.state is State.PENDING and not self.nodes and self.waiting_since is None
 
     @property
     def held_until(self) -> datetime | None:
@@ -337,8 +342,44 @@ class Task(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
         return self.steps[self.position] if self.position < len(self.steps) else None
 
 
+class EnsembleState(StrEnum):
+    """Whether an ensemble takes workspaces; the names are those of the API."""
+
+    OPEN = "OPEN"
+    SEALED = "SEALED"
+    CANCELLED = "CANCELLED"
+
+
+class Ensemble(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Several workspaces placed together, all or none.
+
+    `workspaces` are the uids of all that were added, in that order; once it is closed, of those it was closed with.
+    """
+
+    uid: str
+    tenant: str
+    id: str
+    create_time: datetime
+    expire_time: datetime  # cancelled if still open then
+    state: EnsembleState = EnsembleState.OPEN
+    cause: Cause = Cause.REQUESTED
+    workspaces: tuple[str, ...] = ()
+    close_time: datetime | None = None  # when it was sealed or cancelled
+    revision: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its full resource name."""
+        return f"tenants/{self.tenant}/ensembles/{self.id}"
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes workspaces, and can be sealed or cancelled."""
+        return self.state is EnsembleState.OPEN
+
+
 class RequestRecord(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """An answered request id: which workspace it made or changed, and a hash of all that was asked."""
+    """An answered request id: which workspace or ensemble it made or changed, and a hash of all that was asked."""
 
     tenant: str
     method: str

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from msgspec import Struct, field
 
-from broker.core.model import RequestRecord, Task, Workspace
+from broker.core.model import Ensemble, RequestRecord, Task, Workspace
 
 
 class StoreProblem(Exception):
@@ -27,6 +27,7 @@ class Table(Enum):
     TASKS = "tasks"
     REQUESTS = "requests"
     SETTINGS = "settings"
+    ENSEMBLES = "ensembles"
 
     __hash__ = object.__hash__  # Enum's own is not made for a key looked up at each change
 
@@ -46,6 +47,7 @@ class Stored(Struct, frozen=True, kw_only=True):
     tasks: list[Task] = field(default_factory=list)
     requests: list[RequestRecord] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
+    ensembles: list[Ensemble] = field(default_factory=list)
 
 
 class Store(Protocol):

@@ -22,7 +22,7 @@ import msgspec
 from msgspec.structs import replace
 
 from broker.core.errors import BrokerError, Reason
-from broker.core.model import NodeSet, RequestRecord, Task, Workspace
+from broker.core.model import Ensemble, NodeSet, RequestRecord, Task, Workspace
 from broker.store.base import Row, Stored, StoreProblem, Table
 
 log = logging.getLogger(__name__)
@@ -60,12 +60,16 @@ MIGRATIONS: Final = (
     DROP TABLE settings;
     ALTER TABLE moved RENAME TO settings;
     """,
+    """
+    CREATE TABLE ensembles (id INTEGER PRIMARY KEY, record TEXT NOT NULL);
+    """,
 )
 """Schema steps; step N brings a file from version N to N + 1. Append only."""
 
 _workspace = msgspec.json.Decoder(Workspace).decode
 _task = msgspec.json.Decoder(Task).decode
 _request = msgspec.json.Decoder(RequestRecord).decode
+_ensemble = msgspec.json.Decoder(Ensemble).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -232,6 +236,7 @@ class SqliteStore:
                 tasks=self._read(Table.TASKS, _task, lambda task: task.key),
                 requests=self._read(Table.REQUESTS, _request, lambda request: request.key),
                 settings=self._settings(),
+                ensembles=self._read(Table.ENSEMBLES, _ensemble, lambda ensemble: ensemble.uid),
             )
         except (sqlite3.Error, msgspec.DecodeError, ValueError) as error:
             raise StoreProblem(f"{self.path} cannot be read: {error}; restore a copy of it") from error
