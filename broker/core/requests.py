@@ -7,7 +7,7 @@ Nothing here is stored: broker/workspaces.py turns requests into workspaces.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from msgspec import Struct, field
@@ -62,6 +62,7 @@ class WorkspaceRequest(Struct, frozen=True, kw_only=True):
     parameters: dict[str, TypedValue] = field(default_factory=dict)
     optional_parameters: tuple[str, ...] = ()
     initial_state: State = State.RUNNING
+    ensemble: str = ""  # the id of one of the tenant's own
     path: str = "workspace"
 
     @property
@@ -169,6 +170,28 @@ class UpdateRequest(Struct, frozen=True, kw_only=True):
     duration: timedelta | None = None
     open_ended: bool = False
     end_action: EndAction = EndAction.TERMINATE
+    request_id: str = ""
+    etag: str = ""
+    digest: str = ""
+    validate_only: bool = False
+
+
+class EnsembleRequest(Struct, frozen=True, kw_only=True):
+    """CreateEnsemble. `ensemble_id` "": the broker picks one. `expire_time` None: an hour from now."""
+
+    tenant: str
+    ensemble_id: str = ""
+    expire_time: datetime | None = None
+    request_id: str = ""
+    digest: str = ""
+    validate_only: bool = False
+
+
+class EnsembleTarget(Struct, frozen=True, kw_only=True):
+    """SealEnsemble and CancelEnsemble. `etag` "": whatever it is now."""
+
+    tenant: str
+    ensemble_id: str
     request_id: str = ""
     etag: str = ""
     digest: str = ""
