@@ -1,5 +1,7 @@
 """workspace-brokerd: runs the broker of one configuration file until SIGTERM or SIGINT.
 
+Its sub-command `simulate` replays workload traces instead (broker/replay/command.py).
+
 Exit codes: 0 stopped as asked, 1 it could not start or serve, 2 the configuration (or the command line) is wrong.
 """
 
@@ -16,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from broker.config import ConfigError, Settings, load
+from broker.replay.command import main as simulate
 from broker.server import Broker
 from broker.store.base import StoreProblem
 
@@ -26,6 +29,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="workspace-brokerd",
         description="Leases of virtual machines over named pools, behind one gRPC API.",
+        epilog="workspace-brokerd simulate TRACE ... --config FILE replays workload traces; see simulate --help.",
     )
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="the configuration, TOML")
     parser.add_argument("--check", action="store_true", help="only check the configuration")
@@ -55,6 +59,9 @@ async def _serve(settings: Settings) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "simulate":
+        raise SystemExit(simulate(arguments[1:]))
     options = _arguments().parse_args(arguments)
     logging.basicConfig(
         level=options.log_level.upper(),
