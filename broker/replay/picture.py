@@ -29,7 +29,7 @@ HOSTS_HEIGHT: Final = 640.0
 LOAD_HEIGHT: Final = 170.0
 WAITING_HEIGHT: Final = 120.0
 TALLEST_ROW: Final = 16.0
-NARROWEST: Final = 0.6
+NARROWEST: Final = 1.0
 """How wide a box is at least, so that what took seconds among weeks is seen."""
 
 JOB_COLOURS: Final = ("#4c78a8", "#72b7b2", "#7aa6d6", "#54a24b", "#9ecae9", "#8cd17d", "#5b6fb5", "#b6d7a8")
@@ -205,7 +205,8 @@ def _boxes(lines: Sequence[Line], rows: dict[str, int], row_height: float, acros
             f"{stretch.id}: {len(stretch.hosts)} nodes from {_instant(stretch.begin)} to {_instant(stretch.end)}"
             f"{', then suspended' if stretch.suspended else ''}"
         )
-        yield f'<g fill="{colours[stretch.id]}"><title>{escape(said)}</title>'
+        outline = ' stroke="white" stroke-width="0.5"' if width > 4 else ""
+        yield f'<g fill="{colours[stretch.id]}"{outline}><title>{escape(said)}</title>'
         for row, count in _runs(rows[host] for host in stretch.hosts):
             y, height = TOP + row * row_height, count * row_height
             yield f'<rect x="{_px(x)}" y="{_px(y)}" width="{_px(width)}" height="{_px(height)}" fill-opacity="0.85"/>'
