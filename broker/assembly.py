@@ -17,6 +17,7 @@ from backends.base import BackendContext
 from broker.book import Book
 from broker.config import Settings
 from broker.core.clock import Clock, SystemClock
+from broker.core.policies import BACKFILLS, QUEUE_ORDERS, VICTIM_CHOICES
 from broker.engine.engine import Engine
 from broker.engine.fault_points import FaultPoint, nowhere
 from broker.events import EventLog
@@ -24,14 +25,27 @@ from broker.ledger import Ledger
 from broker.metrics import Metrics
 from broker.operators import Operators
 from broker.pools import Pool
+from broker.preempting import Preempting
+from broker.queue import Queue
 from broker.store.base import Store
 from broker.strays import Strays
+from broker.tenant_use import TenantUse
 from broker.tenants import Tenants
 from broker.updates import Updates
 from broker.verbs import Verbs
 from broker.workspaces import Workspaces
 
 log = logging.getLogger(__name__)
+
+
+class BuiltIn:
+    """The broker's own policies, as configured."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.order = QUEUE_ORDERS[settings.queue.order]()
+        self.backfill = {name: BACKFILLS[pool.backfill]() for name, pool in settings.pools.items()}
+        self.victims = {name: VICTIM_CHOICES[pool.victims]() for name, pool in settings.pools.items()}
+
 
 BROKER_ID_KEY = "broker_id"
 
@@ -80,22 +94,35 @@ class Assembly:
             for name, pool in settings.pools.items()
         }
         self._warn_of_lost_pools()
+        self.tenants = Tenants(self.book, settings.tenants)
+        policies = BuiltIn(settings)
+        use = TenantUse(self.book, self.pools, self.clock, self.tenants, half_life=settings.queue.half_life)
+        preempting = Preempting(self.book, self.pools, self.clock, policies)
+        self.queue = Queue(self.book, self.pools, self.clock, self.tenants, policies, preempting, use, settings.queue)
         self.engine = Engine(
             self.pools,
             self.book,
             self.clock,
             self.metrics,
+            self.queue,
             broker_id=broker_id,
             keep_records=timedelta(seconds=settings.server.keep_records),
             jitter=self._jitter,
             fault_point=self._fault_point,
         )
-        self.tenants = Tenants(self.book, settings.tenants)
         ledger = Ledger(self.book, self.clock)
         self.workspaces = Workspaces(
-            self.book, self.pools, self.clock, self.metrics, self.tenants, ledger, new_uid=self._new_uid
+            self.book,
+            self.pools,
+            self.clock,
+            self.metrics,
+            self.tenants,
+            ledger,
+            self.queue,
+            preempting,
+            new_uid=self._new_uid,
         )
-        self.verbs = Verbs(self.book, self.pools, self.clock, self.tenants, ledger)
+        self.verbs = Verbs(self.book, self.pools, self.clock, self.tenants, ledger, self.queue)
         self.updates = Updates(self.book, self.pools, self.clock, self.tenants, ledger)
         self.operators = Operators(
             self.book, self.pools, self.engine, self.clock, self.tenants, settings.instance_types

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, bisect_right, insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Self, cast
 
 from msgspec.structs import replace
 
 from broker.core.accounting import holdings, node_quota_use, quota_use, same_holding, same_terms
 from broker.core.clock import Clock
-from broker.core.model import NodeKey, RequestRecord, State, Task, Workspace
+from broker.core.model import Ensemble, NodeKey, RequestRecord, State, Task, Workspace
 from broker.core.slots import SlotTable
 from broker.events import Change, EventLog
 from broker.store.base import Row, Store, Table
@@ -77,6 +78,21 @@ class Transaction:
         self.set(COMPACTED_KEY, str(compacted))
         self.after_commit.append(lambda: book.events.compact(compacted))
 
+    def put_ensemble(self, ensemble: Ensemble) -> Ensemble:
+        """Writes an ensemble under a new revision, and returns it so."""
+        self._book.revision += 1
+        ensemble = replace(ensemble, revision=self._book.revision)
+        self._write(Table.ENSEMBLES, ensemble.uid, ensemble)
+        self.after_commit.append(lambda: self._book.on_ensemble(ensemble))
+        return ensemble
+
+    def forget_ensemble(self, ensemble: Ensemble) -> None:
+        """Removes an ensemble's record and the request ids that go with it."""
+        for key in self._book.requests_of(ensemble.uid):
+            self._write(Table.REQUESTS, key, None)
+        self._write(Table.ENSEMBLES, ensemble.uid, None)
+        self.set(REVISION_KEY, str(self._book.revision))
+
     def put_task(self, task: Task) -> Task:
         """Writes the task of a node, in place of the one it has."""
         self._write(Table.TASKS, task.key, task)
@@ -98,6 +114,20 @@ class Transaction:
     def set(self, key: str, value: str | None) -> None:
         """Writes one of the broker's own values, or removes it."""
         self._write(Table.SETTINGS, key, value)
+
+    @contextmanager
+    def part(self) -> Iterator[Transaction]:
+        """A part of it, which an exception takes back without the rest."""
+        part = Transaction(self._book, awaited=False)
+        try:
+            yield part
+        except BaseException:
+            self._book._undo(part)
+            raise
+        for place, value in part._before.items():
+            self._before.setdefault(place, value)
+        self._changed += part._changed
+        self.after_commit += part.after_commit
 
     async def durable(self) -> None:
         """Returns when the transaction would survive a power cut. Raises BrokerError STORE_UNAVAILABLE."""
@@ -146,11 +176,13 @@ class Book:
         self.tasks: dict[NodeKey, Task] = {}
         self.requests: dict[tuple[str, str, str], RequestRecord] = {}
         self.settings: dict[str, str] = {}
+        self.ensembles: dict[str, Ensemble] = {}
         self._tables: dict[Table, dict[Any, Any]] = {
             Table.WORKSPACES: self.workspaces,
             Table.TASKS: self.tasks,
             Table.REQUESTS: self.requests,
             Table.SETTINGS: self.settings,
+            Table.ENSEMBLES: self.ensembles,
         }
         self.settings_version = 0  # grows with every change of them
         self.revision = 0
@@ -158,6 +190,8 @@ class Book:
         self.generations: defaultdict[str, int] = defaultdict(int)
         self.used: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         """Quota use by (tenant, pool, resource); pool "" is the tenant's sum."""
+        self.open_ensembles: Counter[str] = Counter()
+        """How many ensembles of each tenant are open."""
         self._call = _Call(self)
         self.calls_in_flight = 0
         """Mutating calls that run now: several at once share a commit."""
@@ -169,13 +203,24 @@ class Book:
         """Called when memory went back to what is durable: what acted on the rest has to look again."""
         self.on_workspace: list[Callable[[Workspace], None]] = []
         """Called with each workspace that a durable transaction wrote."""
+        self.on_ensemble: Callable[[Ensemble], None] = lambda ensemble: None
+        """Called with each ensemble that a durable transaction wrote."""
         self.fault_point: Callable[[str], None] = lambda point: None
         """Called between the decision of a call, its being durable, and its answer."""
         self.live_nodes: defaultdict[str, set[NodeKey]] = defaultdict(set)
         """The nodes of each pool that are not final."""
         self.waiting: dict[State, set[str]] = {State.PENDING: set(), State.RESERVED: set()}
         """The uids of workspaces that wait for capacity, and of those that wait for their start."""
+        self.queue: dict[str, None] = {}
+        """The uids of workspaces that wait for capacity, in no order that means anything."""
+        self.giving_way: dict[str, None] = {}
+        """The uids of workspaces whose room is promised to others."""
+        self.preemptible: dict[str, None] = {}
+        """The uids of workspaces that can be made to give way, were they to hold anything."""
+        self.freed = 0
+        """Grows with every slot that is given back, or changed."""
         self._uids: dict[tuple[str, str], str] = {}
+        self._ensemble_uids: dict[tuple[str, str], str] = {}
         self._names: list[tuple[str, str]] = []  # (tenant, id), sorted
         self._requests_of: defaultdict[str, set[tuple[str, str, str]]] = defaultdict(set)
         self._unconfirmed: dict[Transaction, None] = {}  # in the order they were made
@@ -193,7 +238,9 @@ class Book:
             self._replace(Table.TASKS, task.key, task)
         for record in stored.requests:
             self._replace(Table.REQUESTS, record.key, record)
-        newest = max((workspace.revision for workspace in stored.workspaces), default=0)
+        for ensemble in stored.ensembles:
+            self._replace(Table.ENSEMBLES, ensemble.uid, ensemble)
+        newest = max((record.revision for record in (*stored.workspaces, *stored.ensembles)), default=0)
         self.revision = max(newest, int(self.settings.get(REVISION_KEY, "0")))
         compacted = int(self.settings.get(COMPACTED_KEY, "0"))
         self.events.restore(stored.workspaces, self.revision, compacted, self._clock.now())
@@ -202,6 +249,16 @@ class Book:
         """The workspace of that name, if there is one."""
         uid = self._uids.get((tenant, workspace_id))
         return self.workspaces[uid] if uid is not None else None
+
+    def find_ensemble(self, tenant: str, ensemble_id: str) -> Ensemble | None:
+        """The ensemble of that name, if there is one."""
+        uid = self._ensemble_uids.get((tenant, ensemble_id))
+        return self.ensembles[uid] if uid is not None else None
+
+    def members(self, ensemble: Ensemble) -> list[Workspace]:
+        """An ensemble's workspaces in the order they were added; while it is open, those that wait for its seal."""
+        kept = [self.workspaces[uid] for uid in ensemble.workspaces if uid in self.workspaces]
+        return [workspace for workspace in kept if workspace.awaits_seal] if ensemble.open else kept
 
     def names_after(self, name: tuple[str, str]) -> Iterator[tuple[str, str]]:
         """Names of workspaces, (tenant, id), in order, from after one on."""
@@ -213,7 +270,7 @@ class Book:
         return [self.workspaces[uid] for uid in sorted({uid for uid, _ in self.live_nodes[pool]})]
 
     def requests_of(self, uid: str) -> tuple[tuple[str, str, str], ...]:
-        """The request ids that a workspace's record keeps alive."""
+        """The request ids that a workspace's or an ensemble's record keeps alive."""
         return tuple(self._requests_of.get(uid, ()))
 
     async def settled(self) -> None:
@@ -305,6 +362,8 @@ class Book:
             self._derive(cast(Workspace | None, before), cast(Workspace | None, value))
         elif table is Table.SETTINGS:
             self.settings_version += 1
+        elif table is Table.ENSEMBLES:
+            self._name_ensemble(cast(Ensemble | None, before), cast(Ensemble | None, value))
         elif table is Table.TASKS:
             node = cast(NodeKey, key)
             if before is not None:
@@ -319,12 +378,25 @@ class Book:
                 self._requests_of[cast(RequestRecord, value).uid].add(request)
         return before
 
+    def _name_ensemble(self, old: Ensemble | None, new: Ensemble | None) -> None:
+        for sign, ensemble in ((-1, old), (1, new)):
+            if ensemble is not None and ensemble.open:
+                self.open_ensembles[ensemble.tenant] += sign
+        if new is not None:
+            self._ensemble_uids[new.tenant, new.id] = new.uid
+        elif old is not None:
+            del self._ensemble_uids[old.tenant, old.id]
+            self._requests_of.pop(old.uid, None)
+
     def _derive(self, old: Workspace | None, new: Workspace | None) -> None:
         """Names, slots, generations and quota follow a workspace's record."""
         if old is not None and old.state in self.waiting:
             self.waiting[old.state].discard(old.uid)
         if new is not None and new.state in self.waiting:
             self.waiting[new.state].add(new.uid)
+        _index(self.queue, old, new, lambda ws: ws.waiting_since is not None and not ws.state.final)
+        _index(self.giving_way, old, new, lambda ws: ws.preemption is not None and not ws.state.final)
+        _index(self.preemptible, old, new, lambda ws: ws.terms.preemptible and not ws.state.final)
         if old is not None and new is None:
             name = (old.tenant, old.id)
             del self._uids[name]
@@ -360,6 +432,7 @@ class Book:
             if held.get(key) != holding:
                 self.slots[holding.pool].release(key)
                 self.generations[holding.pool] += 1
+                self.freed += 1
         for key, holding in held.items():
             if released.get(key) != holding:
                 self.slots[holding.pool].hold(key, holding.host, holding.amounts, holding.start, holding.end)
@@ -374,3 +447,13 @@ class Book:
                 used[tenant, "", resource] += sign * amount
                 if pool:
                     used[tenant, pool, resource] += sign * amount
+
+
+def _index(
+    index: dict[str, None], old: Workspace | None, new: Workspace | None, belongs: Callable[[Workspace], bool]
+) -> None:
+    """Keeps a workspace in an index while its record belongs there."""
+    if new is not None and belongs(new):
+        index[new.uid] = None
+    elif old is not None:
+        index.pop(old.uid, None)

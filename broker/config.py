@@ -5,7 +5,8 @@
     [pools.NAME]                      backend, and what `_pool` reads; every other key is the backend's own
     [queue]                           order, starvation_limit, half_life, depth
     [instance_types.NAME]             amounts by resource: cpu in milli-cores, memory and disk in MiB
-    [tenants.NAME]                    display_name, limits, pool_limits, allowed_pools, max_duration, max_priority, share
+    [tenants.NAME]                    display_name, limits, pool_limits, allowed_pools, max_duration,
+                                      max_priority, share
 
 Relative file names start at the configuration file's directory; durations are text ("90s", "1d12h") or seconds, and
 "none" where there need be none. Nothing is opened or reached here except the file itself.
@@ -112,6 +113,7 @@ class PoolSettings:
     preemption_notice: float = 0.0  # told that long before it has to give way
     start_lead: float = 0.0  # what a first start takes, until ten were measured; held before a promised start
     suspend_lead: float = 0.0  # what suspending takes, until ten were measured
+    measure_leads: bool = True  # whether what was measured counts instead, once ten are known
     backend_settings: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -305,6 +307,7 @@ def _pool(table: Table, name: str, backend: Callable[[str], BackendFactory]) -> 
         preemption_notice=table.seconds("preemption_notice", "0s", zero=True),
         start_lead=table.seconds("start_lead", "0s", zero=True),
         suspend_lead=table.seconds("suspend_lead", "0s", zero=True),
+        measure_leads=table.choice("measure_leads", {"on": True, "off": False}, kind != "simulator"),
         retry=RetrySettings(
             budget=retry.seconds("budget", "60s"),
             initial=retry.seconds("initial", "0.2s"),

@@ -6,6 +6,7 @@ placement through these few functions, so that the same words get the same answe
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
@@ -29,6 +30,7 @@ from broker.core.placement import (
     held_amounts,
 )
 from broker.core.requests import WorkspaceRequest
+from broker.core.slots import POOL_ROW
 from broker.pools import Pool
 
 Pools = Mapping[str, Pool]
@@ -133,9 +135,11 @@ def unplaced(tenant: str, workspace_id: str, wanted: WorkspaceRequest, now: date
     )
 
 
-def placed(record: Workspace, answer: Plan, seen: Mapping[str, PoolSnapshot], now: datetime) -> Workspace:
-    """The workspace a plan makes of a record without nodes: RESERVED for later, or STARTING."""
-    state = State.RESERVED if answer.start > now else State.STARTING
+def placed(
+    record: Workspace, answer: Plan, seen: Mapping[str, PoolSnapshot], now: datetime, *, reserved: bool = False
+) -> Workspace:
+    """The workspace a plan makes of a record without nodes: RESERVED for later (or in any case), or STARTING."""
+    state = State.RESERVED if reserved or answer.start > now else State.STARTING
     shared = next((a.pool for a in answer.assignments if not record.node_sets[a.set_index].pool), record.pool)
     known = {key for name in answer.generations for key in seen[name].parameters}
     return replace(
@@ -303,7 +307,37 @@ def _again(workspace: Workspace, nodes: Sequence[Node], exclude: Iterable[str]) 
 
 
 def rest_of_lease(workspace: Workspace, now: datetime) -> Window:
-    """From now to the end of a workspace's lease."""
+    """From now to the end of a workspace's lease; of one that gave way, for as long as it had left then."""
     if workspace.end_time is None:
         return Window(start=now, open_ended=True, immediate=True)
-    return Window(start=now, duration=max(workspace.end_time - now, timedelta(microseconds=1)), immediate=True)
+    left = workspace.end_time - (workspace.preempted_time or now)
+    if workspace.preempted_time is not None and workspace.terms.deadline is not None:
+        left = min(left, workspace.terms.deadline - now)
+    return Window(start=now, duration=max(left, timedelta(microseconds=1)), immediate=True)
+
+
+def lacking_room(
+    pools: Pools,
+    workspace: Workspace,
+    start: datetime,
+    end: datetime | None,
+    now: datetime,
+    *,
+    held: bool = False,
+) -> str:
+    """What is missing for a workspace to hold over [start, end) what it holds now, in words; empty if nothing is.
+
+    `held`: the slot tables count it already.
+    """
+    wanted: defaultdict[tuple[str, str], defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for node in workspace.nodes:
+        if node.state.final:
+            continue
+        for host, amounts in ((node.host, node.held if not node.released else {}), (POOL_ROW, node.pool_held)):
+            for name, amount in amounts.items():
+                wanted[node.pool, host][name] += 0 if held else amount
+    for (pool, host), amounts in sorted(wanted.items()):
+        lacking = pools[pool].room(host, amounts, start, end, now)
+        if lacking:
+            return lacking
+    return ""

@@ -10,18 +10,41 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from msgspec.structs import replace
 
-from backends.base import AttributeValue, Backend, HostState, Inventory, ObservedHost, ObservedNode, ParameterSpec
+from backends.base import (
+    Action,
+    AttributeValue,
+    Backend,
+    HostState,
+    Inventory,
+    ObservedHost,
+    ObservedNode,
+    ParameterKind,
+    ParameterSpec,
+)
 from broker.book import Book
 from broker.config import PoolSettings
 from broker.core.clock import Clock
+from broker.core.durations import Durations
 from broker.core.errors import Failure
 from broker.core.inventory import HostInventory, HostRecord, PoolSnapshot
 from broker.core.inventory import HostState as HostUse
 from broker.core.slots import POOL_ROW, SlotTable
+
+PREEMPTION_NOTICE: Final = "core:preemption_notice"
+
+CORE_PARAMETERS: Final = (
+    ParameterSpec(
+        key=PREEMPTION_NOTICE,
+        kind=ParameterKind.DURATION,
+        description="how long before it has to give way a preemptible workspace is told",
+    ),
+)
+"""The broker's own parameters, which every pool understands."""
 
 
 def draining_key(pool: str) -> str:
@@ -55,6 +78,8 @@ class Pool:
         self._changes = 0  # of what a snapshot shows, but for slots, settings and silence
         self._snapshot: tuple[tuple[int, int, bool], PoolSnapshot] | None = None  # the last, and what it was made from
         self._known: dict[str, ObservedHost] = {}
+        self.durations = Durations()
+        """How long actions took here."""
 
     @property
     def slots(self) -> SlotTable:
@@ -76,9 +101,19 @@ class Pool:
         return cordon_key(self.name, host) in self._book.settings
 
     @property
+    def start_lead(self) -> timedelta:
+        """How long before a promised start work begins."""
+        return self.durations.expected(Action.CREATE, self.settings.start_lead)
+
+    @property
+    def suspend_lead(self) -> timedelta:
+        """How long it takes until a node that is suspended has given its capacity back."""
+        return self.durations.expected(Action.SUSPEND_RELEASE, self.settings.suspend_lead)
+
+    @property
     def parameter_specs(self) -> list[ParameterSpec]:
         """The scheduler parameters it understands."""
-        return [spec for spec in self.backend.parameter_specs if not spec.refused]
+        return [*CORE_PARAMETERS, *(spec for spec in self.backend.parameter_specs if not spec.refused)]
 
     @property
     def refused_parameters(self) -> dict[str, str]:
@@ -174,7 +209,7 @@ class Pool:
         made_from = (self._changes, self._book.settings_version, self.reachable.is_set())
         if self._snapshot is None or self._snapshot[0] != made_from:
             self._snapshot = (made_from, self._new_snapshot(now))
-        return replace(self._snapshot[1], now=now, generation=self.generation)
+        return replace(self._snapshot[1], now=now, generation=self.generation, lead=self.start_lead)
 
     def _new_snapshot(self, now: datetime) -> PoolSnapshot:
         inventory = self.inventory

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
 
 from broker.core.errors import FieldReason, FieldsInvalid, FieldViolation
 from broker.core.requests import Reference, ReferenceKind, WorkspaceRequest
 from broker.pools import Pool
-
-CORE_PARAMETERS: Final[frozenset[str]] = frozenset()
-"""Parameters of the broker's own namespace; this release has none."""
 
 
 def check_references(wanted: WorkspaceRequest, pools: Mapping[str, Pool]) -> None:

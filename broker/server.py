@@ -111,7 +111,7 @@ class Broker(Assembly):
                 ("grpc.so_reuseport", 0),  # a port in use is an error, not a second broker
             ],
         )
-        shown = Shown(self.book, self.engine)
+        shown = Shown(self.book, self.engine, self.queue)
         use_cases = UseCases(
             workspaces=self.workspaces,
             verbs=self.verbs,

@@ -44,6 +44,25 @@ class Tenants:
         allowed = self.settings(tenant).allowed_pools
         return frozenset(allowed) if allowed else None
 
+    def share(self, tenant: str) -> int:
+        """A tenant's weight in the queue."""
+        settings = self._tenants.get(tenant)
+        return settings.share if settings is not None else 1
+
+    def check_priority(self, tenant: str, priority: int) -> None:
+        """Refuses a place in the queue that a tenant may not take. Raises FieldsInvalid."""
+        if not self._tenants or priority <= (highest := self.settings(tenant).max_priority):
+            return
+        raise FieldsInvalid(
+            [
+                FieldViolation(
+                    path="workspace.terms.priority",
+                    reason=FieldReason.OUT_OF_RANGE,
+                    message=f"is {priority}; tenant {tenant} may ask for {highest} at most",
+                )
+            ]
+        )
+
     def check(self, tenant: str, wanted: Workspace, *, besides: Workspace | None = None) -> None:
         """Refuses what would pass a limit of the tenant; `besides` is what it replaces. Raises QuotaExceeded."""
         settings = self.settings(tenant)

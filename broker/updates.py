@@ -5,7 +5,6 @@ A new end is one the slots allow: what others were promised is not taken back fo
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -18,10 +17,9 @@ from broker.core.errors import BrokerError, FieldReason, FieldsInvalid, FieldVio
 from broker.core.lifecycle import Verb
 from broker.core.model import EndAction, NoticeKind, Workspace, without
 from broker.core.requests import UpdateRequest
-from broker.core.slots import POOL_ROW
 from broker.core.whole import ask_workspace
 from broker.ledger import Call, Ledger, matching
-from broker.placing import capabilities_of_end
+from broker.placing import capabilities_of_end, lacking_room
 from broker.pools import Pool
 from broker.tenants import Tenants
 
@@ -65,11 +63,24 @@ class Updates:
         if "terms.end_action" in paths:
             self._check_end_action(workspace, request.end_action)
             changed = replace(changed, terms=replace(changed.terms, end_action=request.end_action))
+        if "terms.priority" in paths:
+            self._tenants.check_priority(workspace.tenant, request.priority)
+            changed = replace(changed, terms=replace(changed.terms, priority=request.priority))
+        if "terms.queue_until" in paths:
+            changed = self._with_patience(changed, request)
         # Not to be open-ended says nothing about how long: a lease that has an end keeps it.
         endless = workspace.end_time is None
         if "terms.duration" in paths or ("terms.open_ended" in paths and request.open_ended is not endless):
             changed = self._with_new_end(changed, request, now)
         return changed
+
+    def _with_patience(self, workspace: Workspace, request: UpdateRequest) -> Workspace:
+        """Waiting longer, or less long. What waits already cannot stop to and be neither begun nor ended."""
+        if request.queue_until is None and workspace.waiting_since is not None and workspace.preempted_time is None:
+            message = "it waits in the queue; to stop waiting, terminate it, or give an earlier queue_until"
+            path = "workspace.terms.queue_until"
+            raise FieldsInvalid([FieldViolation(path=path, reason=FieldReason.REQUIRED, message=message)])
+        return replace(workspace, terms=replace(workspace.terms, queue_until=request.queue_until))
 
     def _check_end_action(self, workspace: Workspace, end_action: EndAction) -> None:
         """Refuses an end that a pool cannot make, or that would save nothing."""
@@ -86,6 +97,9 @@ class Updates:
             raise FieldsInvalid([FieldViolation(path=path, reason=FieldReason.CONFLICT, message=problem)])
 
     def _with_new_end(self, workspace: Workspace, request: UpdateRequest, now: datetime) -> Workspace:
+        if not workspace.nodes:  # it waits, and is planned anew with what it asks for now
+            length = None if request.open_ended else request.duration
+            return replace(workspace, terms=replace(workspace.terms, duration=length, open_ended=request.open_ended))
         begin_time = workspace.start_time or now
         pools = [self._pools[node.pool] for node in workspace.nodes]
         length = None if request.open_ended else request.duration
@@ -115,22 +129,11 @@ class Updates:
 
     def _check_extension(self, workspace: Workspace, start: datetime, end: datetime | None, now: datetime) -> None:
         """Refuses an extension that would take what others were promised. Raises NO_CAPACITY."""
-        wanted: defaultdict[tuple[str, str], defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
-        for node in workspace.nodes:
-            if node.state.final:
-                continue
-            for host, amounts in (
-                (node.host, node.held if not node.released else {}),
-                (POOL_ROW, node.pool_held),
-            ):
-                for name, amount in amounts.items():
-                    wanted[node.pool, host][name] += amount
-        for (pool, host), amounts in sorted(wanted.items()):
-            lacking = self._pools[pool].room(host, amounts, start, end, now)
-            if lacking:
-                raise BrokerError(
-                    Reason.NO_CAPACITY,
-                    f"the lease cannot be extended, the room is promised to others ({lacking}); "
-                    "ask for a shorter extension",
-                    resource=workspace.name,
-                )
+        lacking = lacking_room(self._pools, workspace, start, end, now)
+        if lacking:
+            raise BrokerError(
+                Reason.NO_CAPACITY,
+                f"the lease cannot be extended, the room is promised to others ({lacking}); "
+                "ask for a shorter extension",
+                resource=workspace.name,
+            )

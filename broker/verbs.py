@@ -15,7 +15,16 @@ from msgspec.structs import replace
 from backends.base import Action
 from broker.book import Book, Transaction
 from broker.core.clock import Clock
-from broker.core.errors import BrokerError, FieldReason, FieldsInvalid, FieldViolation, Reason, not_found
+from broker.core.errors import (
+    BrokerError,
+    FieldReason,
+    FieldsInvalid,
+    FieldViolation,
+    PlacementRefused,
+    QuotaExceeded,
+    Reason,
+    not_found,
+)
 from broker.core.lifecycle import ACCEPTED_UNREACHABLE, CAPABILITIES, Answer, Verb
 from broker.core.model import Cause, Node, State, Workspace
 from broker.core.placement import Plan, plan
@@ -25,18 +34,29 @@ from broker.engine.tasks import action_for, begin
 from broker.ledger import Call, Ledger, matching
 from broker.placing import hosts_of, nodes_again, refused, rest_of_lease, snapshots_for_their_own
 from broker.pools import Pool
+from broker.queue import Queue
 from broker.tenants import Tenants
+from broker.waiting import ONWARD, going_on
 
 
 class Verbs:
     """Puts nodes in motion."""
 
-    def __init__(self, book: Book, pools: Mapping[str, Pool], clock: Clock, tenants: Tenants, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        book: Book,
+        pools: Mapping[str, Pool],
+        clock: Clock,
+        tenants: Tenants,
+        ledger: Ledger,
+        queue: Queue,
+    ) -> None:
         self._book = book
         self._pools = dict(pools)
         self._clock = clock
         self._tenants = tenants
         self._ledger = ledger
+        self._queue = queue
 
     async def verb(self, verb: Verb, target: Target, *, force: bool = False, release: bool = False) -> Workspace:
         """A verb on nodes of a workspace; what is already so, or on its way, changes nothing."""
@@ -115,7 +135,7 @@ class Verbs:
             targets=indexes or None,
             force=force,
             release=release,
-            lease_over=workspace.end_time is not None and workspace.end_time <= now,
+            lease_over=workspace.lease_over(now),
             under_way=self._under_way(workspace),
         )
         if asked.answer is Answer.ALREADY:
@@ -126,8 +146,23 @@ class Verbs:
         if asked.to is State.TERMINATED:
             return self._end_unbegun(tx, workspace, set(asked.nodes), now)
         actions = {node.index: action_for(verb, node, release=release) for node in moving}
-        hosts = self._hosts_for_released(workspace, actions, now)
+        hosts: dict[int, str] = {}
+        if any(action in ONWARD.values() for action in actions.values()):
+            try:
+                hosts = self._hosts_for_released(workspace, actions, now)
+            except (PlacementRefused, QuotaExceeded):
+                if not _may_wait(workspace, now):
+                    raise
+                return self._wait(tx, workspace, now)
+            workspace = going_on(workspace, now)
         return begin(tx, self._pools, workspace, actions, now, force=force, hosts=hosts, **options)
+
+    def _wait(self, tx: Transaction, workspace: Workspace, now: datetime) -> Workspace:
+        """Goes on when there is room, which is in the queue's hands."""
+        if workspace.waiting_since is None:
+            workspace = tx.put(replace(workspace, waiting_since=now))
+            self._queue.join(workspace)
+        return workspace
 
     def _under_way(self, workspace: Workspace) -> str:
         """A transition that shows in no state."""
@@ -185,11 +220,7 @@ class Verbs:
 
     def _hosts_for_released(self, workspace: Workspace, actions: Mapping[int, Action], now: datetime) -> dict[int, str]:
         """Where nodes that gave their capacity back go on, placed together for the rest of the lease."""
-        returning = [
-            index for index, action in actions.items() if action in (Action.RESUME_RELEASED, Action.START_RELEASED)
-        ]
-        if not returning:
-            return {}
+        returning = [index for index, action in actions.items() if action in ONWARD.values()]
         nodes = [workspace.nodes[index] for index in returning]
         again = nodes_again(workspace, nodes, still_held=True)
         answer = plan(
@@ -200,6 +231,12 @@ class Verbs:
         taken = tuple(replace(node, released=False) if node.index in returning else node for node in workspace.nodes)
         self._tenants.check(workspace.tenant, replace(workspace, nodes=taken), besides=workspace)
         return hosts_of(answer, nodes)
+
+
+def _may_wait(workspace: Workspace, now: datetime) -> bool:
+    """Whether what finds no room to go on may wait for it."""
+    until = workspace.terms.queue_until
+    return workspace.waiting_since is not None or (until is not None and until > now)
 
 
 def _check_indexes(workspace: Workspace, indexes: Iterable[int]) -> None:

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from backends.base import Action
 from broker.book import Book, Transaction
@@ -27,7 +28,7 @@ from broker.core.errors import (
     shutting_down,
 )
 from broker.core.model import State, Workspace
-from broker.core.placement import Outcome, PlacementRequest, Plan, PoolSnapshot, Verdict, plan
+from broker.core.placement import Never, NotNow, Outcome, PlacementRequest, Plan, PoolSnapshot, Verdict
 from broker.core.requests import (
     CheckRequest,
     CreateRequest,
@@ -43,11 +44,12 @@ from broker.placing import (
     placed,
     placement_request,
     refused,
-    snapshots,
     unplaced,
     window,
 )
 from broker.pools import Pool
+from broker.preempting import Preempting
+from broker.queue import Queue
 from broker.references import check_references, unknown_references
 from broker.tenants import Tenants
 
@@ -78,6 +80,8 @@ class Workspaces:
         metrics: Metrics,
         tenants: Tenants,
         ledger: Ledger,
+        queue: Queue,
+        preempting: Preempting,
         *,
         new_uid: Callable[[], str],
     ) -> None:
@@ -88,6 +92,8 @@ class Workspaces:
         self._created = metrics.creates.labels("ok")
         self._tenants = tenants
         self._ledger = ledger
+        self._queue = queue
+        self._preempting = preempting
         self._new_uid = new_uid
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._ending = False
@@ -143,18 +149,22 @@ class Workspaces:
         """Says where a request fits now, or why not. Holds nothing."""
         now = self._clock.now()
         wanted = request.workspace
-        asked = self._asked(request.tenant, wanted)
-        seen = snapshots(self._pools.values(), now)
-        answer = plan(asked, seen, window(wanted, now), nearest_hosts=2**31 if request.include_hosts else HOSTS_SHOWN)
+        tried = self._queue.ask(
+            unplaced(request.tenant, "check", wanted, now),
+            self._asked(request.tenant, wanted),
+            window(wanted, now),
+            now,
+            nearest_hosts=2**31 if request.include_hosts else HOSTS_SHOWN,
+            judged=True,
+        )
+        answer, seen = tried.answer, tried.seen
         verdicts = answer.verdicts
-        outcome = Outcome.FITS if isinstance(answer, Plan) else best_outcome(verdicts)
-        if isinstance(answer, Plan):
-            self._tenants.check(
-                request.tenant, placed(unplaced(request.tenant, "check", wanted, now), answer, seen, now)
-            )
+        outcome = Outcome.FITS if tried.plan is not None else best_outcome(verdicts)
+        if tried.plan is not None:
+            self._check_tenant(tried.plan, unplaced(request.tenant, "check", wanted, now), seen, now)
         offered: list[Offer] = []
-        if request.include_offers and not isinstance(answer, Plan):
-            offered = offers(wanted, answer, lambda other: self._tried(request.tenant, other, seen, now))
+        if request.include_offers and not isinstance(answer, Plan) and tried.plan is None:
+            offered = offers(wanted, answer, lambda other: self._tried(request.tenant, other, now))
         judged = {verdict.pool for verdict in verdicts}
         return CheckAnswer(
             outcome=outcome,
@@ -163,18 +173,21 @@ class Workspaces:
             offers=tuple(offered),
         )
 
-    def _tried(
-        self, tenant: str, wanted: WorkspaceRequest, seen: Mapping[str, PoolSnapshot], now: datetime
-    ) -> Plan | None:
+    def _tried(self, tenant: str, wanted: WorkspaceRequest, now: datetime) -> Plan | None:
         """Where a request would go now; None where placement or the tenant's limits would refuse it."""
+        record = unplaced(tenant, "offer", wanted, now)
         try:
-            answer = plan(self._asked(tenant, wanted), seen, window(wanted, now), judged=False)
-            if not isinstance(answer, Plan):
-                return None
-            self._tenants.check(tenant, placed(unplaced(tenant, "offer", wanted, now), answer, seen, now))
+            tried = self._queue.ask(record, self._asked(tenant, wanted), window(wanted, now), now)
+            if tried.plan is not None:
+                self._check_tenant(tried.plan, record, tried.seen, now)
         except BrokerError:
             return None
-        return answer
+        return tried.plan
+
+    def _check_tenant(self, answer: Plan, record: Workspace, seen: Mapping[str, PoolSnapshot], now: datetime) -> None:
+        """Refuses a plan that passes a limit of the tenant's. Raises QuotaExceeded, FieldsInvalid."""
+        self._tenants.check_priority(record.tenant, record.terms.priority)
+        self._tenants.check(record.tenant, placed(record, answer, seen, now))
 
     def unknown(self, wanted: WorkspaceRequest) -> list[FieldViolation]:
         """Every name in a request that no pool it could go to knows."""
@@ -212,17 +225,31 @@ class Workspaces:
         if self._book.find(request.tenant, workspace_id) is not None:
             name = f"tenants/{request.tenant}/workspaces/{workspace_id}"
             raise BrokerError(Reason.NAME_TAKEN, f"{name} is there already; choose another name", resource=name)
-        seen = snapshots(self._pools.values(), now)
-        answer = plan(asked, seen, window(wanted, now), judged=False)
-        if not isinstance(answer, Plan):
-            raise refused(answer, now, _described(wanted))
-        _check_generations(answer, request.if_pool_generations)
-        self._check_queues(answer)
-        draft = placed(unplaced(request.tenant, workspace_id, wanted, now, uid), answer, seen, now)
+        record = unplaced(request.tenant, workspace_id, wanted, now, uid)
+        self._tenants.check_priority(request.tenant, wanted.terms.priority)
+        tried = self._queue.ask(record, asked, window(wanted, now), now)
+        if tried.plan is None:
+            return self._wait(tx, record, tried.answer, now)
+        _check_generations(tried.plan, request.if_pool_generations)
+        self._check_queues(tried.plan)
+        draft = placed(record, tried.plan, tried.seen, now, reserved=tried.made is not None)
         self._tenants.check(request.tenant, draft)
+        if tried.made is not None:
+            self._preempting.promise(tx, tried.made, uid, now)
         if draft.state is State.RESERVED:
             return tx.put(draft)
         return begin(tx, self._pools, draft, {node.index: Action.CREATE for node in draft.nodes}, now)
+
+    def _wait(self, tx: Transaction, record: Workspace, answer: Plan | NotNow | Never, now: datetime) -> Workspace:
+        """Queues what does not fit now, where its terms allow it. Raises NO_CAPACITY and its like where not."""
+        assert not isinstance(answer, Plan)
+        until = record.terms.queue_until
+        if isinstance(answer, Never) or until is None or until <= now:
+            raise refused(answer, now, _described(record))
+        self._tenants.check(record.tenant, record)
+        waiting = tx.put(replace(record, waiting_since=now))
+        self._queue.join(waiting, answer)
+        return waiting
 
     def _check_queues(self, answer: Plan) -> None:
         """Refuses what would make a pool's work longer than its bound. Raises OVERLOADED."""
@@ -232,7 +259,7 @@ class Workspaces:
                 raise overloaded(f"nodes of pool {assignment.pool}", bound)
 
 
-def _described(wanted: WorkspaceRequest) -> str:
+def _described(wanted: Workspace) -> str:
     """The request in a few words."""
     return " + ".join(
         f"{each.count} x ({', '.join(f'{name} {amount}' for name, amount in sorted(each.amounts.items()))})"

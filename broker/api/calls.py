@@ -24,7 +24,7 @@ from broker.api.fields import Problems, keyed, nearest, shown
 from broker.api.limits import DEFAULT_PAGE_SIZE
 from broker.api.offered import MESSAGE, NOT_OFFERED, refuse_not_offered
 from broker.api.pages import PageTokens
-from broker.api.terms import read_duration, read_end_action, refuse_open_end
+from broker.api.terms import read_duration, read_end_action, read_queue_until, refuse_open_end
 from broker.api.validate import KnownSets, WorkspaceReader
 from broker.core.errors import FieldReason, FieldViolation
 from broker.core.model import FINAL, EndAction, State
@@ -42,7 +42,13 @@ from broker.core.requests import (
     WorkspaceRequest,
 )
 
-TERMS_PATHS: Final = ("terms.duration", "terms.open_ended", "terms.end_action")
+TERMS_PATHS: Final = (
+    "terms.duration",
+    "terms.open_ended",
+    "terms.end_action",
+    "terms.queue_until",
+    "terms.priority",
+)
 UPDATE_PATHS: Final = ("display_name", "labels", *TERMS_PATHS)
 
 VerbRequest = (
@@ -167,13 +173,13 @@ def _target(problems: Problems, message: VerbRequest) -> Target:
     )
 
 
-def update_request(message: calls_pb.UpdateWorkspaceRequest) -> UpdateRequest:
+def update_request(message: calls_pb.UpdateWorkspaceRequest, *, now: datetime) -> UpdateRequest:
     """UpdateWorkspace. Fields outside the mask are not looked at."""
     problems = Problems()
     asked = message.workspace
     tenant, workspace = problems.attempt(names.workspace, asked.name, "workspace.name", _NOBODY)
     paths = _update_paths(problems, message.update_mask, asked)
-    display_name, labels, duration, end_action = "", dict[str, str](), None, EndAction.TERMINATE
+    display_name, labels, duration, end_action, until = "", dict[str, str](), None, EndAction.TERMINATE, None
     if "display_name" in paths:
         display_name = problems.text("workspace.display_name", asked.display_name, problems.limits.display_name)
     if "labels" in paths:
@@ -184,6 +190,8 @@ def update_request(message: calls_pb.UpdateWorkspaceRequest) -> UpdateRequest:
             refuse_open_end(problems, asked.terms, "workspace.terms", "duration")
     if "terms.end_action" in paths:
         end_action = read_end_action(problems, asked.terms, "workspace.terms")
+    if "terms.queue_until" in paths:
+        until = read_queue_until(problems, asked.terms, "workspace.terms", now)
     request = UpdateRequest(
         tenant=tenant,
         workspace_id=workspace,
@@ -193,6 +201,8 @@ def update_request(message: calls_pb.UpdateWorkspaceRequest) -> UpdateRequest:
         duration=duration,
         open_ended=asked.terms.open_ended and "terms.open_ended" in paths,
         end_action=end_action,
+        queue_until=until,
+        priority=asked.terms.priority,
         request_id=problems.token("request_id", message.request_id),
         etag=problems.token("workspace.etag", asked.etag),
         digest=request_digest(message),

@@ -17,9 +17,6 @@ from broker.core.errors import FieldReason
 NOT_OFFERED: Final[Mapping[str, Callable[[Any], bool]]] = {
     "ensemble": lambda workspace: bool(workspace.ensemble),
     "initial_state": lambda workspace: bool(workspace.initial_state == pb.Workspace.STATE_STOPPED),
-    "terms.queue_until": lambda terms: bool(terms.HasField("queue_until")),
-    "terms.preemptible": lambda terms: bool(terms.preemptible),
-    "terms.priority": lambda terms: bool(terms.priority),
     "node_sets[].key_pairs": lambda nodes: bool(nodes.key_pairs),
 }
 """Path in a workspace -> is it set (initial_state: to STOPPED) in the message it belongs to?"""

@@ -37,9 +37,11 @@ def workspace(
     state_message: str = "",
     tasks: Mapping[int, Task] = NO_TASKS,
     queue_position: int = 0,
+    planned_start: datetime | None = None,
     observe_times: Mapping[int, datetime] = NO_TIMES,
 ) -> pb.Workspace:
-    """A workspace. `state`: other than its own; `tasks` and `observe_times`: by node index."""
+    """A workspace. `state`: other than its own; `planned_start`: of one that waits and has no promised one; `tasks` and
+    `observe_times`: by node index."""
     shown = pb.Workspace(
         name=ws.name,
         display_name=ws.display_name,
@@ -63,7 +65,7 @@ def workspace(
         _fill_node(shown.nodes.add(), ws, node, tasks.get(index), observe_times.get(index))
     fill(shown.create_time, ws.create_time)
     for field, at in (
-        ("planned_start_time", ws.start_time),
+        ("planned_start_time", ws.start_time or planned_start),
         ("prepare_time", ws.prepare_time),
         ("actual_start_time", ws.actual_start_time),
         ("end_time", ws.end_time),
@@ -127,12 +129,15 @@ def _fill_terms(shown: pb.LeaseTerms, asked: Terms) -> None:
     """Terms as they were asked for; what came of them stands in the workspace's own times."""
     shown.end_action = END_ACTIONS[asked.end_action]
     shown.open_ended = asked.open_ended
+    shown.preemptible = asked.preemptible
+    shown.priority = asked.priority
     if asked.duration is not None:
         shown.duration.CopyFrom(duration(asked.duration))
     for field, at in (
         ("start_time", asked.start_time),
         ("earliest_start_time", asked.earliest_start_time),
         ("deadline", asked.deadline),
+        ("queue_until", asked.queue_until),
     ):
         if at is not None:
             fill(getattr(shown, field), at)

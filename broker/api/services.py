@@ -139,7 +139,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
 
     @answered
     async def UpdateWorkspace(self, request: calls_pb.UpdateWorkspaceRequest, context: Context) -> bytes:
-        changed = await self._updates.update(calls.update_request(request))
+        changed = await self._updates.update(calls.update_request(request, now=self._clock.now()))
         return self._shown.alone(changed)
 
     async def _verb(self, verb: Verb, request: Any, **options: bool) -> bytes:

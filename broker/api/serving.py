@@ -29,6 +29,7 @@ from broker.core.model import Task, Workspace
 from broker.core.whole import workspace_state
 from broker.engine.engine import Engine
 from broker.operators import Operators
+from broker.queue import NOWHERE, Place, Queue
 from broker.strays import Strays
 from broker.tenants import Tenants
 from broker.updates import Updates
@@ -124,15 +125,17 @@ class _Rendered(Struct, frozen=True, kw_only=True):
     workspace: Workspace
     tasks: dict[int, Task]
     seen: dict[int, datetime]
+    place: Place
     wire: bytes
 
 
 class Shown:
     """Workspaces as the API shows them: the record, what is under way on its nodes, and when they were last seen."""
 
-    def __init__(self, book: Book, engine: Engine) -> None:
+    def __init__(self, book: Book, engine: Engine, queue: Queue) -> None:
         self._book = book
         self._engine = engine
+        self._queue = queue
         self._rendered: dict[str, _Rendered] = {}  # by uid
 
     def wire(self, workspace: Workspace) -> bytes:
@@ -149,14 +152,28 @@ class Shown:
             at = seen_at(key, node.pool)
             if at is not None:
                 seen[index] = at
+        place = NOWHERE if workspace.waiting_since is None else self._queue.place(uid)
         known = self._rendered.get(uid)
-        if known is not None and known.workspace is workspace and known.tasks == tasks and known.seen == seen:
+        if (
+            known is not None
+            and known.workspace is workspace
+            and known.tasks == tasks
+            and known.seen == seen
+            and known.place is place
+        ):
             return known.wire
-        message = render.workspace(workspace, state_message=_message(workspace), tasks=tasks, observe_times=seen)
+        message = render.workspace(
+            workspace,
+            state_message=_message(workspace),
+            tasks=tasks,
+            queue_position=place.position,
+            planned_start=place.start,
+            observe_times=seen,
+        )
         wire = message.SerializeToString()
         if len(self._rendered) >= RENDERED_KEPT:
             self._rendered.clear()
-        self._rendered[workspace.uid] = _Rendered(workspace=workspace, tasks=tasks, seen=seen, wire=wire)
+        self._rendered[workspace.uid] = _Rendered(workspace=workspace, tasks=tasks, seen=seen, place=place, wire=wire)
         return wire
 
     def alone(self, workspace: Workspace) -> bytes:

@@ -34,6 +34,8 @@ def read_terms(problems: Problems, message: pb.LeaseTerms, path: str, now: datet
             FieldReason.CONFLICT,
             "excludes start_time: an exact start or a window",
         )
+    if message.HasField("start_time") and message.HasField("queue_until"):
+        problems.add(f"{path}.queue_until", FieldReason.CONFLICT, "excludes start_time: an exact start does not wait")
     refuse_open_end(problems, message, path, "duration", "deadline")
     if deadline is not None and not message.open_ended:
         _window(problems, path, start or earliest, duration, deadline, now)
@@ -44,7 +46,20 @@ def read_terms(problems: Problems, message: pb.LeaseTerms, path: str, now: datet
         deadline=deadline,
         open_ended=message.open_ended,
         end_action=read_end_action(problems, message, path),
+        queue_until=read_queue_until(problems, message, path, now),
+        preemptible=message.preemptible,
+        priority=message.priority,
     )
+
+
+def read_queue_until(problems: Problems, message: pb.LeaseTerms, path: str, now: datetime) -> datetime | None:
+    """Until when it may wait, or None where it may not."""
+    if not message.HasField("queue_until"):
+        return None
+    at = problems.instant(f"{path}.queue_until", message.queue_until, now)
+    if at is not None and at <= now:
+        _in_the_past(problems, f"{path}.queue_until", at, now)
+    return at
 
 
 def read_duration(problems: Problems, message: pb.LeaseTerms, path: str) -> timedelta | None:

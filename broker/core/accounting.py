@@ -6,7 +6,7 @@ from records and never kept beside them, so they cannot drift.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -21,6 +21,10 @@ DISK = "disk"
 
 BEGUN: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """From when on a node that is not ahead any more holds its slot: a wall clock that steps back must not free it."""
+
+
+AFTER: Final = "/after"
+"""Ends the kind of a slot that holds what a node keeps once it has given way."""
 
 
 class Holding(Struct, frozen=True, kw_only=True):
@@ -39,6 +43,8 @@ def _kept(node: Node, amounts: dict[str, int]) -> dict[str, int]:
     held = holds(node.state, node.released)
     if held.host:
         return amounts
+    if held.disk and held.addresses:
+        return let_go(amounts)
     return {
         name: amount
         for name, amount in amounts.items()
@@ -53,7 +59,7 @@ def same_terms(one: Workspace, other: Workspace) -> bool:
         and (one.state in FINAL) == (other.state in FINAL)
         and one.prepare_time == other.prepare_time
         and one.start_time == other.start_time
-        and one.end_time == other.end_time
+        and one.held_until == other.held_until
         and len(one.nodes) == len(other.nodes)
     )
 
@@ -76,6 +82,7 @@ def holdings(workspace: Workspace, nodes: Iterable[Node]) -> dict[SlotKey, Holdi
     if workspace.state is State.PENDING:
         return found
     due = workspace.prepare_time or workspace.start_time or workspace.create_time
+    until = workspace.held_until
     for node in nodes:
         start = due if node.state is State.RESERVED else BEGUN
         places = [("host", node.host, node.held), ("pool", POOL_ROW, node.pool_held)]
@@ -85,12 +92,22 @@ def holdings(workspace: Workspace, nodes: Iterable[Node]) -> dict[SlotKey, Holdi
             if not amounts or not (host or kind == "pool"):
                 continue
             held = _kept(node, amounts)
-            if held:
-                key = (workspace.uid, node.index, kind)
+            if not held:
+                continue
+            key = (workspace.uid, node.index, kind)
+            found[key] = Holding(pool=node.pool, key=key, host=host, amounts=held, start=start, end=until)
+            kept = let_go(amounts) if until is not None and until != workspace.end_time else {}
+            if kept:  # who has to give way goes on to hold its disk and its addresses
+                key = (workspace.uid, node.index, kind + AFTER)
                 found[key] = Holding(
-                    pool=node.pool, key=key, host=host, amounts=held, start=start, end=workspace.end_time
+                    pool=node.pool, key=key, host=host, amounts=kept, start=until or start, end=workspace.end_time
                 )
     return found
+
+
+def let_go(amounts: Mapping[str, int]) -> dict[str, int]:
+    """What is still held of amounts once capacity is released: disk and addresses."""
+    return {name: amount for name, amount in amounts.items() if name == DISK or name.startswith(ADDRESS_PREFIX)}
 
 
 def quota_use(workspace: Workspace) -> Iterator[tuple[str, str, int]]:
@@ -98,7 +115,11 @@ def quota_use(workspace: Workspace) -> Iterator[tuple[str, str, int]]:
     if workspace.state in FINAL:
         return
     yield "", "workspaces", 1
-    yield from node_quota_use(workspace.nodes)
+    if workspace.nodes:
+        yield from node_quota_use(workspace.nodes)
+        return
+    for each in workspace.node_sets:  # nothing is placed yet
+        yield each.pool or workspace.requested_pool, "nodes", each.count
 
 
 def node_quota_use(nodes: Iterable[Node]) -> Iterator[tuple[str, str, int]]:

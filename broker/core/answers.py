@@ -44,6 +44,7 @@ class ReasonCode(StrEnum):
     WINDOW = "WINDOW"
     DISK_ELSEWHERE = "DISK_ELSEWHERE"
     SEARCH_LIMIT = "SEARCH_LIMIT"
+    QUEUED = "QUEUED"
 
 
 class Reason(Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from broker.core.answers import Reason, ReasonCode
 from broker.core.demand import PlacementRequest, SetRequest, Window
 from broker.core.inventory import PoolSnapshot
 
-WAITING = frozenset({ReasonCode.POOL_UNREACHABLE, ReasonCode.POOL_DRAINING})
+WAITING = frozenset({ReasonCode.POOL_UNREACHABLE, ReasonCode.POOL_DRAINING, ReasonCode.QUEUED})
 """Gates that do not make a refusal NEVER."""
 
 ADVANCE_RESERVATION = "ADVANCE_RESERVATION"
@@ -76,6 +76,15 @@ def gates(
     if snapshot.draining:
         closed.append(
             Reason(code=ReasonCode.POOL_DRAINING, message=f"pool {name} is being drained and takes nothing new")
+        )
+    if snapshot.queued:
+        closed.append(
+            Reason(
+                code=ReasonCode.QUEUED,
+                requested=snapshot.queued,
+                resolvable=True,
+                message=f"{snapshot.queued} wait for pool {name}, and nobody may pass them",
+            )
         )
     closed.extend(
         Reason(code=ReasonCode.CAPABILITY, resource=missing, message=f"pool {name} cannot {missing}")

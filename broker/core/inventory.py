@@ -165,5 +165,6 @@ class PoolSnapshot(Struct, frozen=True, kw_only=True, eq=False):
     default_duration: timedelta | None = None  # None: open-ended
     max_duration: timedelta | None = None  # None: no limit
     lead: timedelta = timedelta()  # capacity is held that long before a promised start
+    queued: int = 0  # how many wait here whom nobody may pass
     generation: int = 0
     cases: dict[tuple[int, ...], Any] = field(default_factory=dict)  # see feasibility.case_of; shared by copies

@@ -287,6 +287,11 @@ class Workspace(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
         """Whether it has no place yet because its ensemble is not sealed."""
         return bool(self.ensemble) and self.state is State.PENDING and not self.nodes and self.waiting_since is None
 
+    def lease_over(self, now: datetime) -> bool:
+        """Whether its end has come. While it gives way its lease stands still, but not past its deadline."""
+        end = self.end_time if self.preempted_time is None else self.terms.deadline
+        return end is not None and end <= now and not self.state.final
+
     @property
     def held_until(self) -> datetime | None:
         """Until when it holds its capacity: its end, or when it has to give way."""

@@ -83,6 +83,22 @@ class HostChoice(Protocol):
         """
 
 
+class PolicySet(Protocol):
+    """The policies in use."""
+
+    @property
+    def order(self) -> QueueOrder:
+        """Of the queue of all pools."""
+
+    @property
+    def backfill(self) -> Mapping[str, Backfill]:
+        """By pool."""
+
+    @property
+    def victims(self) -> Mapping[str, VictimChoice]:
+        """By pool."""
+
+
 class FairShare:
     """By priority, then by what tenants used lately, then by arrival.
 

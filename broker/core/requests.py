@@ -164,12 +164,14 @@ class UpdateRequest(Struct, frozen=True, kw_only=True):
 
     tenant: str
     workspace_id: str
-    paths: frozenset[str]  # of display_name, labels, terms.duration, terms.open_ended, terms.end_action
+    paths: frozenset[str]  # display_name, labels; of terms duration, open_ended, end_action, queue_until, priority
     display_name: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     duration: timedelta | None = None
     open_ended: bool = False
     end_action: EndAction = EndAction.TERMINATE
+    queue_until: datetime | None = None
+    priority: int = 0
     request_id: str = ""
     etag: str = ""
     digest: str = ""

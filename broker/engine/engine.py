@@ -19,7 +19,7 @@ from backends.base import BackendError
 from broker.book import Book
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Reason
-from broker.core.model import NodeKey, Task
+from broker.core.model import NodeKey, Task, Workspace
 from broker.engine.breaker import Breaker
 from broker.engine.driver import Driver
 from broker.engine.expiry import Expiry
@@ -29,6 +29,7 @@ from broker.engine.reservations import Reservations
 from broker.engine.starts import Starts
 from broker.metrics import Metrics
 from broker.pools import Pool
+from broker.queue import Queue
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Engine:
         book: Book,
         clock: Clock,
         metrics: Metrics,
+        queue: Queue,
         *,
         broker_id: str,
         jitter: Callable[[], float] = random.random,
@@ -64,7 +66,9 @@ class Engine:
         self._book = book
         self.starts = Starts(pools, book, clock)
         self.reservations = Reservations(pools, book, clock)
-        self.expiry = Expiry(pools, book, clock, self.starts, keep_records=keep_records)
+        self.queue = queue
+        self.expiry = Expiry(pools, book, clock, queue, keep_records=keep_records)
+        self._freed = 0  # what the book had given back when that was looked at last
         self.work: dict[str, PoolWork] = {}
         for name, pool in pools.items():
             breaker = Breaker(pool, clock, metrics)
@@ -91,7 +95,7 @@ class Engine:
         book.on_task = self._on_task
         book.on_lost = self._lost.set
         book.fault_point = fault_point
-        book.on_workspace.append(self.expiry.watch)
+        book.on_workspace += [self.expiry.watch, queue.changed, self._on_change]
 
     async def start(self) -> None:
         """Opens the backends and takes up what was under way when the broker last stopped."""
@@ -100,6 +104,7 @@ class Engine:
             await work.pool.backend.open()
             self._loops.append(asyncio.create_task(work.observer.run(), name=f"observe {work.pool.name}"))
         self._loops.append(asyncio.create_task(self.expiry.run(), name="expiry"))
+        self._loops.append(asyncio.create_task(self.queue.run(), name="queue"))
         self._loops.append(asyncio.create_task(self._look_again(), name="look again"))
         self._take_up()
 
@@ -128,7 +133,14 @@ class Engine:
     def _on_room(self) -> None:
         """A pool was looked at: hosts may have failed or come back, and room may have come free."""
         self.reservations.secure()
-        self.expiry.try_waiting()
+        self.expiry.room_freed()
+        self.queue.wake()
+
+    def _on_change(self, workspace: Workspace) -> None:
+        """A workspace has changed: reservations may have waited for what it gave back."""
+        if self._book.freed != self._freed:
+            self._freed = self._book.freed
+            self.expiry.room_freed()
 
     async def stop(self) -> None:
         """Stops working; what is under way stays in the book."""

@@ -17,18 +17,20 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from backends.base import Action, Capability
+from backends.base import Action
 from broker.book import Book, Transaction
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError, Failure, Reason
 from broker.core.model import Cause, EndAction, Node, Notice, NoticeKind, State, Workspace, without
-from broker.core.placement import Plan, plan
+from broker.core.placement import fits
 from broker.engine.driver import STUCK_AFTER
+from broker.engine.giving_way import INSTANT, GivingWay
 from broker.engine.retry import interrupted_sleep
-from broker.engine.starts import Starts
-from broker.engine.tasks import begin
-from broker.placing import hosts_of, nodes_again, rest_of_lease, snapshots_for_their_own
+from broker.engine.tasks import begin, letting_go
+from broker.placing import hosts_of, lacking_room, nodes_again, rest_of_lease, snapshots_for_their_own
 from broker.pools import Pool
+from broker.queue import Queue
+from broker.waiting import lapses_at
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,12 @@ LONGEST_END_PAUSE: Final = 300.0
 """Seconds until an end action that failed is tried again; they double from the first to the longest."""
 
 LONGEST_NAP: Final = 3600.0
+
+LOOK_AGAIN_AFTER: Final = timedelta(seconds=1)
+"""After that long what could not be done when it was due is tried again."""
+
+LATE_AFTER: Final = timedelta(seconds=5)
+"""After that long the owner of a reservation that cannot start is told."""
 
 CLOCK_STEP: Final = 30.0
 """Seconds by which the wall clock may differ from the monotonic one before time is doubted."""
@@ -87,12 +95,14 @@ class Expiry:
     """Leases of all pools in time."""
 
     def __init__(
-        self, pools: Mapping[str, Pool], book: Book, clock: Clock, starts: Starts, *, keep_records: timedelta
+        self, pools: Mapping[str, Pool], book: Book, clock: Clock, queue: Queue, *, keep_records: timedelta
     ) -> None:
         self._pools = dict(pools)
         self._book = book
         self._clock = clock
-        self._starts = starts
+        self._queue = queue
+        self._giving_way = GivingWay(pools, book)
+        self._late: dict[str, None] = {}  # reservations whose room was not free when they were due
         self._keep_records = keep_records  # how long a workspace's record outlives it, its request ids with it
         self._heap: list[tuple[datetime, str]] = []
         self._noted: dict[str, datetime] = {}  # what was put on the heap last for each workspace
@@ -134,15 +144,21 @@ class Expiry:
         """The next instant at which time alone does something to a workspace."""
         if workspace.state.final:
             return (workspace.final_time or workspace.create_time) + self._keep_records
-        instants = []
-        if workspace.state is State.RESERVED and workspace.prepare_time is not None:
+        instants = [self._giving_way.due(workspace)]
+        if workspace.state is State.RESERVED:
             instants.append(workspace.prepare_time)
-        if workspace.end_time is not None and workspace.state is not State.TERMINATING:
-            warning = self._warning_time(workspace)
-            if warning is not None:
-                instants.append(warning)
+        if workspace.waiting_since is not None:
+            instants.append(lapses_at(workspace))
+            instants.append(self._eligible_at(workspace))
+        if workspace.state is not State.TERMINATING and workspace.preempted_time is None:
+            instants.append(self._warning_time(workspace))
             instants.append(workspace.end_time)
-        return min(instants, default=None)
+        return min((instant for instant in instants if instant is not None), default=None)
+
+    def _eligible_at(self, workspace: Workspace) -> datetime | None:
+        """When one that waits may begin, if that is still ahead."""
+        earliest = workspace.terms.earliest_start_time
+        return earliest if earliest is not None and earliest > self._clock.now() else None
 
     def _warning_time(self, workspace: Workspace) -> datetime | None:
         """When the notice ENDING comes: before the end, but not in the first half of the lease."""
@@ -177,19 +193,52 @@ class Expiry:
                         break
                     except Exception:
                         log.exception("workspace=%s expiry=lost", uid)
+                    self._look_again(uid, now)
                 if self._heap:
                     nap = min(nap, (self._heap[0][0] - now).total_seconds())
             await interrupted_sleep(self._clock, max(nap, 0.001), self._wake)
+
+    def _look_again(self, uid: str, now: datetime) -> None:
+        """What could not be done yet is tried again a little later: a start whose room is not free, a lease that is to
+        give way and still has something under way."""
+        workspace = self._book.workspaces.get(uid)
+        if workspace is not None and (workspace.state is State.RESERVED or workspace.preemption is not None):
+            due = self.due(workspace)
+            if due is not None and uid not in self._noted:
+                self._push(max(due, now + LOOK_AGAIN_AFTER), uid)
+
+    def room_freed(self) -> None:
+        """Room has come free: starts that wait for theirs are tried again at once."""
+        now = self._clock.now()
+        for uid in list(self._late):
+            self._push(now, uid)
 
     def act(self, uid: str, now: datetime) -> None:
         """Does to one workspace what is due at an instant."""
         workspace = self._book.workspaces.get(uid)
         due = self.due(workspace) if workspace is not None else None
-        if workspace is None or due is None or due > now:
+        self._late.pop(uid, None)
+        if workspace is None:
             return
-        ended = workspace.end_time is not None and workspace.end_time <= now and not workspace.state.final
+        if due is None or due > now:
+            if self._eligible_at(workspace) is None and uid in self._book.queue:
+                self._queue.wake()  # it may begin from now on
+            return
+        ended = workspace.lease_over(now)
         if ended and self._has_to_wait(workspace, now):
             return
+        if not ended and not workspace.state.final:
+            giving_way = self._giving_way.due(workspace)
+            if giving_way is not None and giving_way <= now:
+                self._giving_way.act(workspace, now)
+                return
+            if workspace.state is State.RESERVED:
+                self._start(workspace, now)
+                return
+            lapse = lapses_at(workspace) if workspace.waiting_since is not None else None
+            if lapse is not None and lapse <= now:
+                self._queue.lapse(workspace, now)
+                return
         with self._book.transaction() as tx:
             if workspace.state.final:
                 tx.forget(workspace)
@@ -199,8 +248,6 @@ class Expiry:
                 if refused is not None and refused.times >= STUCK_AFTER:
                     workspace = self._stuck(workspace, now)
                 self._end(tx, workspace, now)
-            elif workspace.state is State.RESERVED:
-                self.start(tx, workspace, now)
             else:
                 self._warn(tx, workspace, now)
 
@@ -224,71 +271,93 @@ class Expiry:
 
     # Begin
 
-    def start(self, tx: Transaction, workspace: Workspace, now: datetime) -> bool:
-        """Puts a reserved (or waiting) workspace's nodes on their way; each goes to another host where its own
-        cannot take it. Where one finds none, the workspace waits as PENDING. Returns whether it started."""
-        moving = [
+    def _start(self, workspace: Workspace, now: datetime) -> None:
+        """Begins with a reservation whose time has come. Nodes whose host cannot take them, or whose room there is not
+        free yet, go to other hosts that can. Where there are none it waits: for its room, which is held for it, or, if
+        a host of its own is out of service, as the first in the queue."""
+        stranded = [
+            node for node in workspace.nodes if not node.state.final and not self._pools[node.pool].usable(node.host)
+        ]
+        moving = stranded or self._crowded_out(workspace, now)
+        try:
+            with self._book.transaction() as tx:
+                nodes = list(workspace.nodes)
+                if moving:
+                    # What they hold must not stand in their own way; the others keep theirs meanwhile.
+                    for node in moving:
+                        nodes[node.index] = replace(node, state=State.PENDING)
+                    tx.put(replace(workspace, nodes=tuple(nodes)))
+                    pools = snapshots_for_their_own(self._pools.values(), now)
+                    request = nodes_again(workspace, moving, still_held=False)
+                    answer = fits(request, pools, rest_of_lease(workspace, now))
+                    if answer is None:
+                        raise _StillWaiting
+                    for index, host in hosts_of(answer, moving).items():
+                        nodes[index] = replace(nodes[index], host=host)
+                begin(
+                    tx,
+                    self._pools,
+                    replace(workspace, nodes=tuple(nodes), state=State.STARTING, last_error=None, notices=()),
+                    {node.index: Action.CREATE for node in nodes if not node.state.final},
+                    now,
+                    cause=Cause.LEASE,
+                )
+        except _StillWaiting:
+            if stranded:
+                self._wait(workspace, now)
+            else:
+                self._wait_for_room(workspace, now)
+
+    def _crowded_out(self, workspace: Workspace, now: datetime) -> list[Node]:
+        """Nodes whose room is promised to them from now on, and not free yet."""
+        if not lacking_room(self._pools, workspace, now, now + INSTANT, now, held=True):
+            return []
+        return [
             node
             for node in workspace.nodes
             if not node.state.final
-            and (workspace.state is State.PENDING or not self._pools[node.pool].usable(node.host))
+            and lacking_room(self._pools, replace(workspace, nodes=(node,)), now, now + INSTANT, now, held=True)
         ]
-        nodes = list(workspace.nodes)
-        if moving:
-            # What they hold must not stand in their own way; the others keep theirs meanwhile.
-            for node in moving:
-                nodes[node.index] = replace(node, state=State.PENDING)
-            tx.put(replace(workspace, nodes=tuple(nodes)))
-            pools = snapshots_for_their_own(self._pools.values(), now)
-            request = nodes_again(workspace, moving, still_held=False)
-            answer = plan(request, pools, rest_of_lease(workspace, now), judged=False)
-            if not isinstance(answer, Plan):
-                self._wait(tx, workspace, now)
-                return False
-            for index, host in hosts_of(answer, moving).items():
-                nodes[index] = replace(nodes[index], host=host)
-        begin(
-            tx,
-            self._pools,
-            replace(workspace, nodes=tuple(nodes), state=State.STARTING, last_error=None, notices=()),
-            {node.index: Action.CREATE for node in nodes if not node.state.final},
-            now,
-            cause=Cause.LEASE,
-        )
-        return True
 
-    def _wait(self, tx: Transaction, workspace: Workspace, now: datetime) -> None:
-        pending = replace(
-            workspace,
-            nodes=_moved(workspace.nodes, State.PENDING),
-            state=State.PENDING,
-            notices=(
-                Notice(
-                    kind=NoticeKind.AT_RISK,
-                    time=now,
-                    due_time=workspace.start_time,
-                    message="no host can take it at its start; it starts as soon as one can",
-                ),
-            ),
-            last_error=Failure(
-                reason=Reason.NO_CAPACITY,
-                message="no host can take the workspace at its start; it waits for room",
-                resource=workspace.name,
-            ),
+    def _wait_for_room(self, workspace: Workspace, now: datetime) -> None:
+        """Its room is not free yet; its owner is told when that lasts."""
+        self._late[workspace.uid] = None
+        due = workspace.prepare_time or workspace.start_time or now
+        if now - due < LATE_AFTER or any(notice.kind is NoticeKind.AT_RISK for notice in workspace.notices):
+            return
+        notice = Notice(
+            kind=NoticeKind.AT_RISK,
+            time=now,
+            due_time=workspace.start_time,
+            message="its room is not free yet, and no other host has any; it starts as soon as one has",
         )
-        tx.put(pending)
+        with self._book.transaction() as tx:
+            tx.put(replace(workspace, notices=(*workspace.notices, notice)))
 
-    def try_waiting(self) -> None:
-        """Room may have come free: workspaces that missed their start are tried again, the oldest first."""
-        now = self._clock.now()
-        waiting = [self._book.workspaces[uid] for uid in self._book.waiting[State.PENDING]]
-        for workspace in sorted(waiting, key=lambda each: (each.start_time or each.create_time, each.uid)):
-            try:
-                with self._book.transaction() as tx:
-                    if not self.start(tx, workspace, now):
-                        raise _StillWaiting
-            except _StillWaiting:
-                continue
+    def _wait(self, workspace: Workspace, now: datetime) -> None:
+        """No host can take it, and none of its own is in service: it waits as the first in the queue."""
+        notice = Notice(
+            kind=NoticeKind.AT_RISK,
+            time=now,
+            due_time=workspace.start_time,
+            message="no host can take it at its start; it starts as soon as one can",
+        )
+        failure = Failure(
+            reason=Reason.NO_CAPACITY,
+            message="no host can take the workspace at its start; it waits for room",
+            resource=workspace.name,
+        )
+        with self._book.transaction() as tx:
+            tx.put(
+                replace(
+                    workspace,
+                    nodes=_moved(workspace.nodes, State.PENDING),
+                    state=State.PENDING,
+                    waiting_since=now,
+                    notices=(notice,),
+                    last_error=failure,
+                )
+            )
 
     # End
 
@@ -350,12 +419,7 @@ class Expiry:
             if node.state in (State.RUNNING, State.SUSPENDED):
                 return Action.STOP if node.state is State.RUNNING else Action.RESUME
             return Action.SAVE if workspace.node_set(node).save_as and not node.saved else None
-        releases = Capability.RELEASE in can
-        if node.state is State.RUNNING:
-            return Action.SUSPEND_RELEASE if releases else Action.SUSPEND
-        if node.released or not releases:
-            return None
-        return Action.RELEASE_SUSPENDED if node.state is State.SUSPENDED else Action.RELEASE_STOPPED
+        return letting_go(node, can)
 
     def _expire(self, tx: Transaction, workspace: Workspace, live: list[Node], now: datetime) -> None:
         """No grace after the end: whatever still runs is ended hard."""

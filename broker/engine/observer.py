@@ -292,6 +292,8 @@ class Observer:
                         changed += 1
                         cause = settled.cause
                         self._metrics.transitions.labels(self.pool.name, settled.state, settled.cause).inc()
+                    if effect.do is Do.DONE and task is not None and self.pool.settings.measure_leads:
+                        self.pool.durations.note(task.action, (now - task.create_time).total_seconds())
                     if effect.do in (Do.DONE, Do.FINAL) and task is not None:
                         self._fault_point(point_of(task.action, "", Moment.SEEN))
                         tx.after_commit.append(partial(self._fault_point, point_of(task.action, "", Moment.SETTLED)))
@@ -336,8 +338,9 @@ class Observer:
             # A backend that lists no images shows no more than that the VM is back where it was.
             if images is None or any(image.name == task.image_name and image.ready for image in images):
                 return Effect(do=Do.DONE, to=task.back_to)
+        ending = task is not None and task.action == Action.TERMINATE
         return observe(
-            node.state,
+            State.TERMINATING if ending else node.state,  # one that begins anew shows as stopping
             word,
             first_start=not workspace.started and (task is None or task.action == Action.CREATE),
             wanted=workspace.initial_state,

@@ -99,4 +99,6 @@ def node_after(
                 target_host="",
                 observe_time=now,
             )
+            if not settled.state.final:  # it begins anew one day, of which nothing is there yet
+                settled = replace(settled, backend_id="", nics=(), released=False, saved=False)
     return settled

@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from backends.base import Action
+from backends.base import Action, Capability
 from broker.book import Transaction
 from broker.core.errors import Failure
 from broker.core.lifecycle import Verb
@@ -71,6 +71,18 @@ def action_for(verb: Verb, node: Node, *, release: bool) -> Action:
     return Action(verb.value.lower())
 
 
+def letting_go(node: Node, can: Collection[Capability]) -> Action | None:
+    """The next move of a node that is to give its capacity back, or at least to rest; None: nothing is left to do."""
+    releases = Capability.RELEASE in can
+    if node.state is State.PAUSED:
+        return Action.UNPAUSE
+    if node.state is State.RUNNING:
+        return Action.SUSPEND_RELEASE if releases else Action.SUSPEND
+    if node.released or not releases:
+        return None
+    return Action.RELEASE_SUSPENDED if node.state is State.SUSPENDED else Action.RELEASE_STOPPED
+
+
 def begin(
     tx: Transaction,
     pools: dict[str, Pool],
@@ -114,7 +126,9 @@ def begin(
                 terminate_after=terminate_after,
             )
         )
-        changed = replace(node, state=STATE_OF[action], cause=cause)
+        # What is ended to begin anew is not at its end: it shows as stopping.
+        state = State.STOPPING if final_state is State.PENDING else STATE_OF[action]
+        changed = replace(node, state=state, cause=cause)
         if action in (Action.RESUME_RELEASED, Action.START_RELEASED):
             changed = replace(changed, released=False, host=hosts[index])
         elif index in hosts:
@@ -145,6 +159,10 @@ def write(
             notices += (Notice(kind=NoticeKind.DEGRADED, time=since, message=summary.message),)
     if summary.state.final:
         notices = ()
+    if changed.preempted_time is not None and changed.preemption is not None and _has_let_go(changed):
+        changed = replace(
+            changed, preemption=None, preempted_time=changed.preempted_time if changed.waiting_since else None
+        )
     changed = replace(
         changed,
         state=summary.state,
@@ -155,3 +173,8 @@ def write(
         final_time=now if summary.state.final else None,
     )
     return tx.put(changed)
+
+
+def _has_let_go(workspace: Workspace) -> bool:
+    """Whether none of its nodes holds cpu or memory any more."""
+    return all(node.state.final or node.released or node.state is State.PENDING for node in workspace.nodes)

@@ -36,6 +36,8 @@ _FLAGS = tuple(
         (r"terms\.(start|earliest_start)_time", r"--\1"),
         (r"terms\.(duration|deadline)", r"--\1"),
         (r"terms\.end_action", "--end-action"),
+        (r"terms\.queue_until", "--queue-until"),
+        (r"terms\.(preemptible|priority)", r"--\1"),
         (r"workspace_id", "--id"),
         (r"parent", "--tenant"),
         (r"(?:target\.)?request_id", "--request-id"),

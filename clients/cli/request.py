@@ -86,6 +86,9 @@ _LEASE_FLAGS = (
     click.option("--duration", type=LEASE, help="Length of the lease: 90m, 2h, .5h, 1d12h, or unlimited."),
     click.option("--earliest", type=INSTANT, help="Do not start before; with --deadline a window."),
     click.option("--deadline", type=INSTANT, help="Any start that lets it end by then."),
+    click.option("--queue-until", type=INSTANT, help="Wait until then for room, in the queue; otherwise now or not."),
+    click.option("--preemptible", is_flag=True, help="It may be made to give way, and goes on later by itself."),
+    click.option("--priority", type=int, help="Place in the queue: higher first."),
     click.option("--end-action", type=END_ACTION, help="What becomes of the nodes when the lease ends."),
     click.option("--initial-state", type=INITIAL_STATE, help="Where the first start leads; default running."),
     click.option(
@@ -120,7 +123,20 @@ _NODE_NAMES = (
 )
 SECTIONS_OF_A_REQUEST: Mapping[str, Sequence[str]] = {
     "The nodes": _NODE_NAMES,
-    "The lease": ("pool", "start", "duration", "earliest", "deadline", "end_action", "initial_state", "param", "label"),
+    "The lease": (
+        "pool",
+        "start",
+        "duration",
+        "earliest",
+        "deadline",
+        "queue_until",
+        "preemptible",
+        "priority",
+        "end_action",
+        "initial_state",
+        "param",
+        "label",
+    ),
 }
 # Options of `create` that `check` has not, and whether they take a value.
 CREATE_ONLY = {"--id": 1, "--name": 1, "--request-id": 1, "--timeout": 1, "--wait": 0}
@@ -232,12 +248,23 @@ def apply_terms(terms: LeaseTerms, flags: Mapping[str, Any]) -> list[str]:
         if isinstance(length, timedelta):
             terms.duration.FromTimedelta(length)
         paths += ["duration", "open_ended"]
-    moments = {"start": "start_time", "earliest": "earliest_start_time", "deadline": "deadline"}
+    moments = {
+        "start": "start_time",
+        "earliest": "earliest_start_time",
+        "deadline": "deadline",
+        "queue_until": "queue_until",
+    }
     for flag, field in moments.items():
         moment: datetime | None = flags.get(flag)
         if moment is not None:
             getattr(terms, field).FromDatetime(moment)
             paths.append(field)
+    if flags.get("preemptible"):
+        terms.preemptible = True
+        paths.append("preemptible")
+    if flags.get("priority") is not None:
+        terms.priority = flags["priority"]
+        paths.append("priority")
     if flags.get("end_action"):
         terms.end_action = _value("END_ACTION_", LeaseTerms.EndAction, flags["end_action"])
         paths.append("end_action")

@@ -39,6 +39,7 @@ _WORDS = {
     Reason.CODE_WINDOW: "cannot start and end inside the window",
     Reason.CODE_DISK_ELSEWHERE: "the node's disk lies on another host",
     Reason.CODE_SEARCH_LIMIT: "not decided in the time allowed; ask for less, or again",
+    Reason.CODE_QUEUED: "others wait there, and nobody may pass them; wait behind them with --queue-until",
 }
 # Numbers of these count nodes, whatever resource they name.
 _OF_NODES = {Reason.CODE_GROUP, Reason.CODE_PLACEMENT_RULE, Reason.CODE_SEARCH_LIMIT}

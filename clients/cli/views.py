@@ -202,6 +202,9 @@ def _facts(workspace: Workspace, tenant: str) -> Iterator[tuple[str, str | Text]
     yield "Started", instant(workspace, "actual_start_time")
     yield "Ends", instant(workspace, "end_time") or ("" if workspace.state in FINAL else "open-ended")
     yield "Duration", span(workspace.terms, "duration")
+    yield "Waits until", instant(workspace.terms, "queue_until") if workspace.queue_position else ""
+    yield "Priority", str(workspace.terms.priority) if workspace.terms.priority else ""
+    yield "Preemptible", "yes" if workspace.terms.preemptible else ""
     yield "At its end", enum_word(workspace.terms, "end_action").lower()
     parameters = sorted(workspace.parameters.items())
     yield "Parameters", ", ".join(f"{key}={value_text(value)}" for key, value in parameters)

@@ -16,6 +16,7 @@ from clients.cli.follow import follow
 from clients.cli.request import (
     DURATION,
     END_ACTION,
+    INSTANT,
     LEASE,
     SECTIONS_OF_A_REQUEST,
     apply_terms,
@@ -232,6 +233,8 @@ def watch(session: Session, workspaces: Sequence[str], labels: Sequence[tuple[st
 @click.argument("workspace", metavar="W", type=WORKSPACE)
 @click.option("--duration", type=LEASE, help="New length of the lease, from its start: 4h, or unlimited.")
 @click.option("--end-action", type=END_ACTION, help="What becomes of the nodes when the lease ends.")
+@click.option("--queue-until", type=INSTANT, help="Wait until then for room, in the queue.")
+@click.option("--priority", type=int, help="Place in the queue: higher first.")
 @click.option("--name", "display_name", help="A name for people.")
 @click.option("--label", "labels", multiple=True, type=PAIR, help="Set a label; may be repeated.")
 @click.option("--remove-label", "gone", multiple=True, metavar="KEY", help="Remove a label; may be repeated.")
