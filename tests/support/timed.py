@@ -105,7 +105,7 @@ class Stage:
         self.pools: Any = pools_grpc.PoolServiceStub(channel)
         self._watch = asyncio.create_task(self._watched())
         for pool in self.scenario.pools:
-            await self._done(self._refresh(pool))
+            await self._refresh(pool)
 
     async def _close(self) -> None:
         self._watch.cancel()
@@ -163,6 +163,9 @@ class Stage:
     async def _act(self, step: Step) -> list[str]:
         what = f"{step.action} {step.target}"
         try:
+            if step.action in _BY_HAND:
+                await _BY_HAND[step.action](self, step)
+                return []
             answer = await self._done(self._call(step))
         except grpc.aio.AioRpcError as error:
             return refusal_differences(what, error, step.expect)
@@ -173,11 +176,9 @@ class Stage:
         return differences(what, answer, step.expect, self._history[answer.name]) if step.expect else []
 
     def _call(self, step: Step) -> Coroutine[Any, Any, Any]:
-        """What a step does, and the workspace that answers it."""
+        """What a step asks for."""
         tenant = f"tenants/{step.options.get('tenant', 'default')}"
         word = step.action.capitalize()
-        if step.action in _BY_HAND:
-            return _BY_HAND[step.action](self, step)
         if step.action == "check":
             check: Coroutine[Any, Any, Any] = self.workspaces.CheckPlacement(calls.check(tenant, step.options))
             return check
@@ -211,7 +212,7 @@ class Stage:
         return backend
 
     async def _refresh(self, pool: str) -> None:
-        await self.pools.RefreshPool(pool_api.RefreshPoolRequest(name=f"pools/{pool}"))
+        await self._done(self.pools.RefreshPool(pool_api.RefreshPoolRequest(name=f"pools/{pool}")))
 
     async def _set_host(self, step: Step) -> None:
         pool = self._pool_of(step.target)
@@ -220,7 +221,8 @@ class Stage:
 
     async def _cordon(self, step: Step) -> None:
         pool = self._pool_of(step.target)
-        await self.pools.UpdateHost(calls.cordon(f"pools/{pool}/hosts/{step.target}", step.action == "cordon"))
+        request = calls.cordon(f"pools/{pool}/hosts/{step.target}", step.action == "cordon")
+        await self._done(self.pools.UpdateHost(request))
         await self._refresh(pool)
 
     async def _set_foreign(self, step: Step) -> None:
