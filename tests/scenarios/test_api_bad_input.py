@@ -261,13 +261,9 @@ TABLE: dict[str, tuple[Change, dict[str, str]]] = {
         lambda r, ws, ns: setattr(ws.terms, "end_action", pb.LeaseTerms.END_ACTION_SAVE),
         {f"{TERMS}.end_action": "CONFLICT"},
     ),
-    "what this release has not": (
-        together(
-            lambda r, ws, ns: ws.terms.queue_until.CopyFrom(far(hours=1)),
-            lambda r, ws, ns: setattr(ws.terms, "preemptible", True),
-            lambda r, ws, ns: setattr(ws.terms, "priority", 1),
-        ),
-        {f"{TERMS}.{name}": "UNKNOWN_VALUE" for name in ("queue_until", "preemptible", "priority")},
+    "a wait that is over already": (
+        lambda r, ws, ns: ws.terms.queue_until.CopyFrom(far(hours=-1)),
+        {f"{TERMS}.queue_until": "IN_THE_PAST"},
     ),
     # Parameters
     "parameter without a value": (

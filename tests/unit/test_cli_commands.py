@@ -72,10 +72,15 @@ def test_flags_become_a_request(broker: FakeBroker, tmp_path: Path) -> None:
     assert wish.initial_state == Workspace.STATE_PAUSED
 
 
-@pytest.mark.parametrize("flag", ["--queue-until=+1h", "--preemptible", "--priority=1", "--initial-state=stopped"])
-def test_what_the_broker_does_not_offer_has_no_flag(broker: FakeBroker, flag: str) -> None:
-    assert run(["create", "--image", "x", flag]) == 2
+def test_what_the_broker_does_not_offer_has_no_flag(broker: FakeBroker) -> None:
+    assert run(["create", "--image", "x", "--initial-state=stopped"]) == 2
     assert not broker.calls
+
+
+def test_waiting_and_giving_way_have_flags(broker: FakeBroker) -> None:
+    assert run(["create", "--image", "x", "--queue-until=2031-01-01T00:00Z", "--preemptible", "--priority=3"]) == 0
+    terms = created(broker).workspace.terms
+    assert (terms.queue_until.ToSeconds(), terms.preemptible, terms.priority) == (1_924_992_000, True, 3)
 
 
 def test_unlimited_is_open_ended(broker: FakeBroker) -> None:

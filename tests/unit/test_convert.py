@@ -328,9 +328,8 @@ BAD: list[tuple[str, Edit, str, str]] = [
     ("instant long ago", _terms(start_time={"seconds": -(2**63)}), "workspace.terms.start_time", "OUT_OF_RANGE"),
     ("nanos", _terms(deadline={"seconds": 1, "nanos": 10**9}), "workspace.terms.deadline", "OUT_OF_RANGE"),
     ("end action", _terms(end_action=9), "workspace.terms.end_action", "UNKNOWN_VALUE"),
-    ("queue", _terms(queue_until=at(5)), "workspace.terms.queue_until", "UNKNOWN_VALUE"),
-    ("preemptible", _terms(preemptible=True), "workspace.terms.preemptible", "UNKNOWN_VALUE"),
-    ("priority", _terms(priority=-1), "workspace.terms.priority", "UNKNOWN_VALUE"),
+    ("queue in the past", _terms(queue_until=at(-5)), "workspace.terms.queue_until", "IN_THE_PAST"),
+    ("queue and start", _terms(queue_until=at(9), start_time=at(5)), "workspace.terms.queue_until", "CONFLICT"),
     ("ensemble", lambda w: setattr(w, "ensemble", "a"), "workspace.ensemble", "UNKNOWN_VALUE"),
     ("staged", lambda w: setattr(w, "initial_state", 10), "workspace.initial_state", "UNKNOWN_VALUE"),
     ("saving", lambda w: setattr(w, "initial_state", 13), "workspace.initial_state", "UNKNOWN_VALUE"),
@@ -372,12 +371,11 @@ def test_every_bad_field_at_once() -> None:
     message = pb.Workspace(
         display_name="\x00",
         node_sets=[pb.NodeSet(name="a", count=-1), pb.NodeSet(name="a", min_count=-1, nics=[pb.Nic()])],
-        terms=pb.LeaseTerms(priority=1, open_ended=True, duration=times.duration(timedelta(0))),
+        terms=pb.LeaseTerms(open_ended=True, duration=times.duration(timedelta(0))),
         parameters={"ns:name": pb.ParameterValue()},
     )
     assert set(violations(message)) == {
         ("workspace.display_name", "BAD_CHARACTERS"),
-        ("workspace.terms.priority", "UNKNOWN_VALUE"),
         ("workspace.terms.duration", "OUT_OF_RANGE"),
         ("workspace.terms.open_ended", "CONFLICT"),
         ("workspace.node_sets[0].count", "OUT_OF_RANGE"),

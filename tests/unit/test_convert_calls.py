@@ -16,9 +16,11 @@ from workspacebroker.v1 import workspace_service_pb2 as calls_pb
 from broker.api import calls, names
 from broker.api.digest import request_digest
 from broker.api.pages import PageTokens
+from broker.api.times import timestamp
 from broker.api.validate import KnownSets
 from broker.core.errors import FieldsInvalid
 from broker.core.model import FINAL, EndAction, NodeSet, State
+from broker.core.requests import UpdateRequest
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 TYPES = {"m1.small": {"cpu": 1000, "memory": 2048}}
@@ -33,6 +35,10 @@ def create(message: calls_pb.CreateWorkspaceRequest) -> object:
 
 def check(message: calls_pb.CheckPlacementRequest) -> object:
     return calls.check_request(message, known=KnownSets(TYPES), now=NOW)
+
+
+def update(message: calls_pb.UpdateWorkspaceRequest) -> UpdateRequest:
+    return calls.update_request(message, now=NOW)
 
 
 def listed(message: calls_pb.ListWorkspacesRequest) -> object:
@@ -77,37 +83,36 @@ BAD: list[tuple[Callable[..., object], Message, str, str]] = [
         "target.node_indexes",
         "OUT_OF_RANGE",
     ),
-    (calls.update_request, updated(), "update_mask", "REQUIRED"),
-    (calls.update_request, updated("pool"), "update_mask.paths[0]", "UNKNOWN_VALUE"),
-    (calls.update_request, updated("labels", "*"), "update_mask.paths[1]", "UNKNOWN_VALUE"),
-    (calls.update_request, updated("terms.queue_until"), "update_mask.paths[0]", "UNKNOWN_VALUE"),
-    (calls.update_request, updated("terms.priority"), "update_mask.paths[0]", "UNKNOWN_VALUE"),
+    (update, updated(), "update_mask", "REQUIRED"),
+    (update, updated("pool"), "update_mask.paths[0]", "UNKNOWN_VALUE"),
+    (update, updated("labels", "*"), "update_mask.paths[1]", "UNKNOWN_VALUE"),
+    (update, updated("terms.preemptible"), "update_mask.paths[0]", "UNKNOWN_VALUE"),
     (
-        calls.update_request,
-        updated("terms", workspace=pb.Workspace(terms=pb.LeaseTerms(priority=3))),
-        "workspace.terms.priority",
-        "UNKNOWN_VALUE",
+        update,
+        updated("terms.queue_until", workspace=pb.Workspace(terms=pb.LeaseTerms(queue_until=timestamp(NOW)))),
+        "workspace.terms.queue_until",
+        "IN_THE_PAST",
     ),
     (
-        calls.update_request,
+        update,
         updated("terms", workspace=pb.Workspace(terms=pb.LeaseTerms(open_ended=True, duration=Duration(seconds=1)))),
         "workspace.terms.open_ended",
         "CONFLICT",
     ),
     (
-        calls.update_request,
+        update,
         updated("terms.duration", workspace=pb.Workspace(terms=pb.LeaseTerms(duration=Duration(seconds=-1)))),
         "workspace.terms.duration",
         "OUT_OF_RANGE",
     ),
     (
-        calls.update_request,
+        update,
         updated("display_name", workspace=pb.Workspace(display_name="\n")),
         "workspace.display_name",
         "BAD_CHARACTERS",
     ),
     (
-        calls.update_request,
+        update,
         calls_pb.UpdateWorkspaceRequest(update_mask=FieldMask(paths=["labels"])),
         "workspace.name",
         "REQUIRED",
@@ -190,15 +195,15 @@ def test_target_and_save() -> None:
 
 def test_update_terms_means_those_that_may_change() -> None:
     lasting = pb.LeaseTerms(duration=Duration(seconds=60), end_action=pb.LeaseTerms.END_ACTION_SUSPEND)
-    request = calls.update_request(updated("terms", "labels", workspace=pb.Workspace(terms=lasting, etag="r9")))
-    assert request.paths == {"terms.duration", "terms.open_ended", "terms.end_action", "labels"}
+    request = update(updated("terms", "labels", workspace=pb.Workspace(terms=lasting, etag="r9")))
+    assert request.paths == {*calls.TERMS_PATHS, "labels"}
     assert (request.duration, request.end_action) == (timedelta(minutes=1), EndAction.SUSPEND)
     assert (request.labels, request.etag) == ({}, "r9")
 
 
 def test_update_looks_only_at_what_the_mask_names() -> None:
     asked = pb.Workspace(display_name="ok", labels={"": "\x00"}, terms=pb.LeaseTerms(priority=4))
-    assert calls.update_request(updated("display_name", workspace=asked)).display_name == "ok"
+    assert update(updated("display_name", workspace=asked)).display_name == "ok"
 
 
 def test_list_defaults_and_pages() -> None:

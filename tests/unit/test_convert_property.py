@@ -111,7 +111,7 @@ def test_any_create(message: calls_pb.CreateWorkspaceRequest) -> None:
 READERS: list[tuple[type[Message], Callable[[Any], object]]] = [
     (calls_pb.StopWorkspaceRequest, calls.verb_target),
     (calls_pb.SaveNodeRequest, calls.save_request),
-    (calls_pb.UpdateWorkspaceRequest, calls.update_request),
+    (calls_pb.UpdateWorkspaceRequest, lambda message: calls.update_request(message, now=NOW)),
     (calls_pb.ListWorkspacesRequest, lambda message: calls.list_request(message, TOKENS)),
     (calls_pb.WaitWorkspaceRequest, calls.wait_request),
     (calls_pb.WatchWorkspacesRequest, calls.watch_request),
