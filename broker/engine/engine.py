@@ -67,7 +67,7 @@ class Engine:
         self.starts = Starts(pools, book, clock)
         self.reservations = Reservations(pools, book, clock)
         self.queue = queue
-        self.expiry = Expiry(pools, book, clock, queue, keep_records=keep_records)
+        self.expiry = Expiry(pools, book, clock, queue, self.reservations, keep_records=keep_records)
         self._freed = 0  # what the book had given back when that was looked at last
         self.work: dict[str, PoolWork] = {}
         for name, pool in pools.items():

@@ -20,14 +20,13 @@ from msgspec.structs import replace
 from backends.base import Action
 from broker.book import Book, Transaction
 from broker.core.clock import Clock
-from broker.core.errors import BrokerError, Failure, Reason
+from broker.core.errors import BrokerError
 from broker.core.model import Cause, EndAction, Node, Notice, NoticeKind, State, Workspace, without
-from broker.core.placement import fits
 from broker.engine.driver import STUCK_AFTER
-from broker.engine.giving_way import INSTANT, GivingWay
+from broker.engine.giving_way import GivingWay
+from broker.engine.reservations import Reservations
 from broker.engine.retry import interrupted_sleep
 from broker.engine.tasks import begin, letting_go
-from broker.placing import hosts_of, lacking_room, nodes_again, rest_of_lease, snapshots_for_their_own
 from broker.pools import Pool
 from broker.queue import Queue
 from broker.waiting import lapses_at
@@ -43,8 +42,6 @@ LONGEST_NAP: Final = 3600.0
 LOOK_AGAIN_AFTER: Final = timedelta(seconds=1)
 """After that long what could not be done when it was due is tried again."""
 
-LATE_AFTER: Final = timedelta(seconds=5)
-"""After that long the owner of a reservation that cannot start is told."""
 
 CLOCK_STEP: Final = 30.0
 """Seconds by which the wall clock may differ from the monotonic one before time is doubted."""
@@ -95,14 +92,21 @@ class Expiry:
     """Leases of all pools in time."""
 
     def __init__(
-        self, pools: Mapping[str, Pool], book: Book, clock: Clock, queue: Queue, *, keep_records: timedelta
+        self,
+        pools: Mapping[str, Pool],
+        book: Book,
+        clock: Clock,
+        queue: Queue,
+        reservations: Reservations,
+        *,
+        keep_records: timedelta,
     ) -> None:
         self._pools = dict(pools)
         self._book = book
         self._clock = clock
         self._queue = queue
+        self._reservations = reservations
         self._giving_way = GivingWay(pools, book)
-        self._late: dict[str, None] = {}  # reservations whose room was not free when they were due
         self._keep_records = keep_records  # how long a workspace's record outlives it, its request ids with it
         self._heap: list[tuple[datetime, str]] = []
         self._noted: dict[str, datetime] = {}  # what was put on the heap last for each workspace
@@ -210,14 +214,13 @@ class Expiry:
     def room_freed(self) -> None:
         """Room has come free: starts that wait for theirs are tried again at once."""
         now = self._clock.now()
-        for uid in list(self._late):
+        for uid in self._reservations.late(now):
             self._push(now, uid)
 
     def act(self, uid: str, now: datetime) -> None:
         """Does to one workspace what is due at an instant."""
         workspace = self._book.workspaces.get(uid)
         due = self.due(workspace) if workspace is not None else None
-        self._late.pop(uid, None)
         if workspace is None:
             return
         if due is None or due > now:
@@ -233,7 +236,7 @@ class Expiry:
                 self._giving_way.act(workspace, now)
                 return
             if workspace.state is State.RESERVED:
-                self._start(workspace, now)
+                self._reservations.start(workspace, now)
                 return
             lapse = lapses_at(workspace) if workspace.waiting_since is not None else None
             if lapse is not None and lapse <= now:
@@ -268,96 +271,6 @@ class Expiry:
         since = next((notice.time for notice in workspace.notices if notice.kind is NoticeKind.STUCK), now)
         notice = Notice(kind=NoticeKind.STUCK, time=since, message=f"its end action keeps failing: {why}")
         return replace(workspace, notices=(*without(workspace.notices, NoticeKind.STUCK), notice))
-
-    # Begin
-
-    def _start(self, workspace: Workspace, now: datetime) -> None:
-        """Begins with a reservation whose time has come. Nodes whose host cannot take them, or whose room there is not
-        free yet, go to other hosts that can. Where there are none it waits: for its room, which is held for it, or, if
-        a host of its own is out of service, as the first in the queue."""
-        stranded = [
-            node for node in workspace.nodes if not node.state.final and not self._pools[node.pool].usable(node.host)
-        ]
-        moving = stranded or self._crowded_out(workspace, now)
-        try:
-            with self._book.transaction() as tx:
-                nodes = list(workspace.nodes)
-                if moving:
-                    # What they hold must not stand in their own way; the others keep theirs meanwhile.
-                    for node in moving:
-                        nodes[node.index] = replace(node, state=State.PENDING)
-                    tx.put(replace(workspace, nodes=tuple(nodes)))
-                    pools = snapshots_for_their_own(self._pools.values(), now)
-                    request = nodes_again(workspace, moving, still_held=False)
-                    answer = fits(request, pools, rest_of_lease(workspace, now))
-                    if answer is None:
-                        raise _StillWaiting
-                    for index, host in hosts_of(answer, moving).items():
-                        nodes[index] = replace(nodes[index], host=host)
-                begin(
-                    tx,
-                    self._pools,
-                    replace(workspace, nodes=tuple(nodes), state=State.STARTING, last_error=None, notices=()),
-                    {node.index: Action.CREATE for node in nodes if not node.state.final},
-                    now,
-                    cause=Cause.LEASE,
-                )
-        except _StillWaiting:
-            if stranded:
-                self._wait(workspace, now)
-            else:
-                self._wait_for_room(workspace, now)
-
-    def _crowded_out(self, workspace: Workspace, now: datetime) -> list[Node]:
-        """Nodes whose room is promised to them from now on, and not free yet."""
-        if not lacking_room(self._pools, workspace, now, now + INSTANT, now, held=True):
-            return []
-        return [
-            node
-            for node in workspace.nodes
-            if not node.state.final
-            and lacking_room(self._pools, replace(workspace, nodes=(node,)), now, now + INSTANT, now, held=True)
-        ]
-
-    def _wait_for_room(self, workspace: Workspace, now: datetime) -> None:
-        """Its room is not free yet; its owner is told when that lasts."""
-        self._late[workspace.uid] = None
-        due = workspace.prepare_time or workspace.start_time or now
-        if now - due < LATE_AFTER or any(notice.kind is NoticeKind.AT_RISK for notice in workspace.notices):
-            return
-        notice = Notice(
-            kind=NoticeKind.AT_RISK,
-            time=now,
-            due_time=workspace.start_time,
-            message="its room is not free yet, and no other host has any; it starts as soon as one has",
-        )
-        with self._book.transaction() as tx:
-            tx.put(replace(workspace, notices=(*workspace.notices, notice)))
-
-    def _wait(self, workspace: Workspace, now: datetime) -> None:
-        """No host can take it, and none of its own is in service: it waits as the first in the queue."""
-        notice = Notice(
-            kind=NoticeKind.AT_RISK,
-            time=now,
-            due_time=workspace.start_time,
-            message="no host can take it at its start; it starts as soon as one can",
-        )
-        failure = Failure(
-            reason=Reason.NO_CAPACITY,
-            message="no host can take the workspace at its start; it waits for room",
-            resource=workspace.name,
-        )
-        with self._book.transaction() as tx:
-            tx.put(
-                replace(
-                    workspace,
-                    nodes=_moved(workspace.nodes, State.PENDING),
-                    state=State.PENDING,
-                    waiting_since=now,
-                    notices=(notice,),
-                    last_error=failure,
-                )
-            )
 
     # End
 
@@ -438,10 +351,6 @@ class Expiry:
 def _moved(nodes: tuple[Node, ...], state: State) -> tuple[Node, ...]:
     """Nodes in another state, but those that are at their end."""
     return tuple(node if node.state.final else replace(node, state=state) for node in nodes)
-
-
-class _StillWaiting(Exception):
-    """Takes a trial back."""
 
 
 _END_WORDS: Final = {

@@ -1,27 +1,39 @@
-"""Reservations whose host fails before they begin: another host in time, or a warning as soon as it is known.
+"""Reservations: another host in time where theirs fails before they begin, and their begin.
 
 After each complete look at a pool, a reserved node whose host is gone, lost or cordoned is planned anew for the whole
 of its lease, on the room there is at its time; what it holds goes with it. Where no host can take it, the workspace
 stays RESERVED under the notice AT_RISK, is tried again at each look, and is told when the danger is over. A pool that
 does not answer changes nothing.
+
+A reservation begins at its `prepare_time` on hosts where its room is free by then: what held it until that instant may
+still be on its way out. It never begins where something else is still there.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from msgspec.structs import replace
 
+from backends.base import Action
 from broker.book import Book
 from broker.core.clock import Clock
-from broker.core.model import Node, Notice, NoticeKind, State, Workspace, without
-from broker.core.placement import Plan, Window, plan
-from broker.placing import hosts_of, nodes_again, snapshots_for_their_own
+from broker.core.errors import Failure, Reason
+from broker.core.model import Cause, Node, Notice, NoticeKind, State, Workspace, without
+from broker.core.placement import Window, fits
+from broker.engine.giving_way import INSTANT
+from broker.engine.tasks import begin
+from broker.placing import hosts_of, lacking_room, nodes_again, rest_of_lease, snapshots_for_their_own
 from broker.pools import Pool
 
 log = logging.getLogger(__name__)
+
+
+LATE_AFTER: Final = timedelta(seconds=5)
+"""After that long the owner of a reservation that cannot begin is told."""
 
 
 class Reservations:
@@ -70,8 +82,8 @@ class Reservations:
         )
         # What they hold lies on hosts that take nothing, so it stands in nobody's way.
         request = nodes_again(workspace, stranded, still_held=True)
-        answer = plan(request, snapshots_for_their_own(self._pools.values(), now), window, judged=False)
-        if isinstance(answer, Plan):
+        answer = fits(request, snapshots_for_their_own(self._pools.values(), now), window)
+        if answer is not None:
             nodes = list(workspace.nodes)
             for index, host in hosts_of(answer, stranded).items():
                 log.info(
@@ -96,6 +108,101 @@ class Reservations:
             )
             self._put(replace(workspace, notices=(*workspace.notices, notice)))
 
+    def start(self, workspace: Workspace, now: datetime) -> None:
+        """Begins with a reservation whose time has come. Nodes whose host cannot take them, or whose room there is not
+        free yet, go to other hosts that can. Where there are none it waits: for its room, which is held for it, or, if
+        a host of its own is out of service, as the first in the queue."""
+        stranded = [
+            node for node in workspace.nodes if not node.state.final and not self._pools[node.pool].usable(node.host)
+        ]
+        moving = stranded or self._crowded_out(workspace, now)
+        try:
+            with self._book.transaction() as tx:
+                nodes = list(workspace.nodes)
+                if moving:
+                    # What they hold must not stand in their own way; the others keep theirs meanwhile.
+                    for node in moving:
+                        nodes[node.index] = replace(node, state=State.PENDING)
+                    tx.put(replace(workspace, nodes=tuple(nodes)))
+                    pools = snapshots_for_their_own(self._pools.values(), now)
+                    request = nodes_again(workspace, moving, still_held=False)
+                    answer = fits(request, pools, rest_of_lease(workspace, now))
+                    if answer is None:
+                        raise _StillWaiting
+                    for index, host in hosts_of(answer, moving).items():
+                        nodes[index] = replace(nodes[index], host=host)
+                begin(
+                    tx,
+                    self._pools,
+                    replace(workspace, nodes=tuple(nodes), state=State.STARTING, last_error=None, notices=()),
+                    {node.index: Action.CREATE for node in nodes if not node.state.final},
+                    now,
+                    cause=Cause.LEASE,
+                )
+        except _StillWaiting:
+            if stranded:
+                self._wait(workspace, now)
+            else:
+                self._wait_for_room(workspace, now)
+
+    def _crowded_out(self, workspace: Workspace, now: datetime) -> list[Node]:
+        """Nodes whose room is promised to them from now on, and not free yet."""
+        if not lacking_room(self._pools, workspace, now, now + INSTANT, now, held=True):
+            return []
+        return [
+            node
+            for node in workspace.nodes
+            if not node.state.final
+            and lacking_room(self._pools, replace(workspace, nodes=(node,)), now, now + INSTANT, now, held=True)
+        ]
+
+    def _wait_for_room(self, workspace: Workspace, now: datetime) -> None:
+        """Its room is not free yet; its owner is told when that lasts."""
+        due = workspace.prepare_time or workspace.start_time or now
+        if now - due < LATE_AFTER or any(notice.kind is NoticeKind.AT_RISK for notice in workspace.notices):
+            return
+        notice = Notice(
+            kind=NoticeKind.AT_RISK,
+            time=now,
+            due_time=workspace.start_time,
+            message="its room is not free yet, and no other host has any; it starts as soon as one has",
+        )
+        self._put(replace(workspace, notices=(*workspace.notices, notice)))
+
+    def _wait(self, workspace: Workspace, now: datetime) -> None:
+        """No host can take it, and none of its own is in service: it waits as the first in the queue."""
+        notice = Notice(
+            kind=NoticeKind.AT_RISK,
+            time=now,
+            due_time=workspace.start_time,
+            message="no host can take it at its start; it starts as soon as one can",
+        )
+        failure = Failure(
+            reason=Reason.NO_CAPACITY,
+            message="no host can take the workspace at its start; it waits for room",
+            resource=workspace.name,
+        )
+        nodes = tuple(node if node.state.final else replace(node, state=State.PENDING) for node in workspace.nodes)
+        self._put(
+            replace(
+                workspace,
+                nodes=nodes,
+                state=State.PENDING,
+                waiting_since=now,
+                notices=(notice,),
+                last_error=failure,
+            )
+        )
+
+    def late(self, now: datetime) -> list[str]:
+        """The uids of those that are due and have not begun."""
+        reserved = (self._book.workspaces[uid] for uid in self._book.waiting[State.RESERVED])
+        return sorted(each.uid for each in reserved if each.prepare_time is not None and each.prepare_time <= now)
+
     def _put(self, workspace: Workspace) -> None:
         with self._book.transaction() as tx:
             tx.put(workspace)
+
+
+class _StillWaiting(Exception):
+    """Takes a trial back."""
