@@ -299,7 +299,7 @@ class Queue:
         """Those who wait, the first to be served first."""
         waiting = []
         entries: dict[str, Entry] = {}
-        for uid in sorted(self._book.queue):
+        for uid in self._book.queue:
             workspace = self._book.workspaces[uid]
             entry = self._entries.get(uid)
             if entry is None or entry.workspace is not workspace:

@@ -35,7 +35,7 @@ class QueueOrder(Protocol):
     """Who is next."""
 
     def order(self, waiting: Sequence[Waiting], now: datetime) -> Sequence[Waiting]:
-        """Return the same workspaces, the first to be served first."""
+        """Return the same workspaces, the first to be served first. They come by arrival."""
 
 
 class Passing(StrEnum):
@@ -69,7 +69,9 @@ class VictimChoice(Protocol):
     """Who gives way first."""
 
     def order(self, candidates: Sequence[Victim], now: datetime) -> Sequence[Victim]:
-        """Return the same workspaces, those that rather give way first. The broker takes a minimal set of them."""
+        """Return the same workspaces, those that rather give way first. The broker takes a minimal set of them. They
+        come by arrival.
+        """
 
 
 class HostChoice(Protocol):
@@ -109,7 +111,7 @@ class FairShare:
         """Return them in that order."""
         return sorted(
             waiting,
-            key=lambda each: (not each.overdue, each.preemptible, -each.priority, each.used, each.since, each.uid),
+            key=lambda each: (not each.overdue, each.preemptible, -each.priority, each.used, each.since),
         )
 
 
@@ -118,7 +120,7 @@ class Arrival:
 
     def order(self, waiting: Sequence[Waiting], now: datetime) -> Sequence[Waiting]:
         """Return them by arrival; overdue reservations first."""
-        return sorted(waiting, key=lambda each: (not each.overdue, each.since, each.uid))
+        return sorted(waiting, key=lambda each: (not each.overdue, each.since))
 
 
 class NoBackfill:
@@ -150,7 +152,7 @@ class Youngest:
 
     def order(self, candidates: Sequence[Victim], now: datetime) -> Sequence[Victim]:
         """Return them by start, the latest first; the lower priority first."""
-        return sorted(candidates, key=lambda each: (each.priority, -each.started.timestamp(), each.uid))
+        return sorted(reversed(candidates), key=lambda each: (each.priority, -each.started.timestamp()))
 
 
 class Smallest:
@@ -158,7 +160,7 @@ class Smallest:
 
     def order(self, candidates: Sequence[Victim], now: datetime) -> Sequence[Victim]:
         """Return them by the number of their nodes, then the youngest first."""
-        return sorted(candidates, key=lambda each: (each.nodes, -each.started.timestamp(), each.uid))
+        return sorted(reversed(candidates), key=lambda each: (each.nodes, -each.started.timestamp()))
 
 
 QUEUE_ORDERS: Final[Mapping[str, Callable[[], QueueOrder]]] = {"fair-share": FairShare, "arrival": Arrival}
