@@ -17,7 +17,7 @@ from typing import Final
 from benchmarks.harness import DEFAULT_ROUNDS, Benchmark, Options, Row
 from benchmarks.table import Run, compare, machine, read, render, write
 
-NAMES: Final = ("create", "reads", "growth", "watch_fanout", "peers", "backend_overhead", "packing")
+NAMES: Final = ("create", "reads", "growth", "planning", "watch_fanout", "peers", "backend_overhead", "packing")
 
 
 def progress(line: str) -> None:

@@ -14,14 +14,12 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from broker.core.demand import Placement
-from broker.core.feasibility import Case, Room
+from broker.core.feasibility import Case, HostRows, Room
 from broker.core.inventory import FloatArray
 from broker.core.search import Budget, SearchLimit, search
 
-HostRows: TypeAlias = NDArray[np.intp]
 Arrangement: TypeAlias = list[HostRows]
 """For each set of a case: the host of each of its nodes, as a row of the inventory."""
 
@@ -38,6 +36,18 @@ def arrange(case: Case, room: Room, counts: Sequence[int], budget: Budget) -> Ar
     if all(len(rows) == count for rows, count in zip(placed, counts, strict=True)):
         return placed
     return _exact(case, room, counts, budget)
+
+
+def fits(case: Case, room: Room, counts: Sequence[int], budget: Budget) -> bool:
+    """Return whether `arrange` finds hosts, without choosing any where that can be told. Raises SearchLimit."""
+    if len(counts) > 1:
+        return arrange(case, room, counts, budget) is not None
+    if not _pool_takes(case, room, counts):
+        return False
+    taking = np.flatnonzero(case.fitting(room, 0))
+    if len(taking) >= counts[0]:
+        return True
+    return int(case.capacity_of(room, 0, counts[0], taking).sum()) >= counts[0]
 
 
 def arrange_most(case: Case, room: Room, budget: Budget) -> Arrangement | None:
@@ -123,23 +133,21 @@ def _choose(case: Case, room: Room, index: int, count: int) -> HostRows:
     policy = case.sets[index].placement or case.snapshot.policy
     if policy is Placement.ONE_PER_HOST and case.snapshot.policy is not Placement.ONE_PER_HOST:
         policy = case.snapshot.policy  # the rule says how many a host; the pool's policy, which hosts
-    if policy is Placement.PACK:
-        tight, key = case.tightness_and_waste(room, index)
-    else:
-        tight = case.tightness(room, index)
-        key = -tight
+    hosts = np.flatnonzero(case.fitting(room, index))
+    if not len(hosts):
+        return hosts
+    pack = policy is Placement.PACK
+    key = case.waste_of(room, index, hosts) if pack else -case.tightness_of(room, index, hosts)
     if count == 1:
-        fits, mask = tight >= 0.0, case.mask(room, index)
-        if mask is not None:
-            fits &= mask
-        key = np.where(fits, key, np.inf)
-        best = int(key.argmin()) if len(key) else 0
-        found = len(key) > 0 and bool(fits[best])
-        return np.array([best] if found else [], dtype=np.intp)
-    capacity = case.capacity(room, index, count)
-    best_first = smallest(np.where(capacity > 0, key, np.inf), min(count, int((capacity > 0).sum())))
-    room_there = capacity[best_first]
-    if policy is Placement.PACK:
+        best = int(key.argmin())
+        if pack and case.opening_of(room, hosts[best : best + 1])[0]:  # else that brings no other host before it
+            best = int((key + case.opening_of(room, hosts)).argmin())
+        return hosts[[best]]
+    if pack:
+        key += case.opening_of(room, hosts)
+    best_first = hosts[smallest(key, min(count, len(hosts)))]
+    room_there = case.capacity_of(room, index, count, best_first)
+    if pack:
         return np.repeat(best_first, room_there)[:count]
     # Level by level: every host gets its first node before any gets its second.
     chosen: list[HostRows] = []

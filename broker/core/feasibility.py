@@ -7,7 +7,7 @@ hosts only; how a group lies on them is arrange.py's business.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from msgspec import Struct
@@ -26,6 +26,9 @@ _IMAGE_ATTRIBUTES = ("arch", "hypervisor")
 
 FULLNESS, OPENING = 0.1, 0.3
 """How much filling the fullest host, and not opening an empty one, weigh beside the shape of what is left."""
+
+HostRows: TypeAlias = NDArray[np.intp]
+"""Hosts, as rows of the inventory."""
 
 TINY = 1e-12
 
@@ -82,6 +85,7 @@ class Case(Struct, frozen=True, kw_only=True, eq=False):
     resources: tuple[str, ...]
     pool_resources: tuple[str, ...]
     needs: list[list[int]]  # needs[s][r]: what one node of set s holds of a host
+    asked: list[IntArray]  # asked[s]: needs[s] as a column
     pool_needs: list[list[int]]  # pool_needs[s][p]: what it holds of the pool
     one_per_host: list[bool]
     rules: list[list[Rule]]
@@ -89,12 +93,9 @@ class Case(Struct, frozen=True, kw_only=True, eq=False):
     total: IntArray
     unheld: IntArray  # what would be free if no slot were held
     per_unit: FloatArray  # 1 / total, 1 where total is 0
-    asked: list[IntArray]  # asked[s]: needs[s] as a column
-    shares: list[FloatArray]  # shares[s]: what a node of set s takes of each host's total
-    weights: list[FloatArray]  # weights[s]: the sum of the squares of its shares, by host
     usable: BoolArray | None
     rows: Rows  # where the slot table keeps the hosts
-    held_in: NDArray[np.intp]  # and the resources
+    held_in: Rows  # and the resources
     pool_held_in: list[int]
 
     @property
@@ -146,49 +147,70 @@ class Case(Struct, frozen=True, kw_only=True, eq=False):
 
     def capacity(self, room: Room, index: int, limit: int) -> IntArray:
         """Return how many nodes of the set each host could take by itself, at most `limit`."""
-        if self.one_per_host[index] or limit <= 1:
-            return self.fitting(room, index).astype(np.int64) * min(1, limit)
-        most = np.full(len(self.snapshot.hosts.names), limit, dtype=np.int64)
+        fits = self.fitting(room, index)
+        most = fits.astype(np.int64)
+        if limit > 1 and not self.one_per_host[index]:
+            hosts = np.flatnonzero(fits)
+            most[hosts] = self.capacity_of(room, index, limit, hosts)
+        return most * min(limit, 1)
+
+    def capacity_of(self, room: Room, index: int, limit: int, hosts: HostRows) -> IntArray:
+        """Return the `capacity` of some hosts that take a node of the set; `limit` is at least 1."""
+        if self.one_per_host[index] or limit == 1:
+            return np.ones(len(hosts), dtype=np.int64)
+        most = np.full(len(hosts), limit, dtype=np.int64)
         for free, need in zip(room.host, self.needs[index], strict=True):
             if need:
-                np.minimum(most, free // need, out=most)
-        mask = self.mask(room, index)
-        return np.maximum(most, 0) if mask is None else np.where(mask, np.maximum(most, 0), 0)
+                np.minimum(most, free.take(hosts) // need, out=most)
+        return most
 
     def tightness(self, room: Room, index: int) -> FloatArray:
         """Return each host's share left free on its tightest resource once one node of the set is on it; below 0
         where it lacks room.
         """
-        return self._tightest(self._left(room, index), index)
+        return self._tightest(index, (room.host - self.asked[index]) * self.per_unit)
 
-    def tightness_and_waste(self, room: Room, index: int) -> tuple[FloatArray, FloatArray]:
-        """Return `tightness`, and how badly each host would be filled by one node of the set: the least is the best.
+    def tightness_of(self, room: Room, index: int, hosts: HostRows) -> FloatArray:
+        """Return the `tightness` of some hosts."""
+        left = (room.host.take(hosts, axis=1) - self.asked[index]) * self.per_unit.take(hosts, axis=1)
+        return self._tightest(index, left)
+
+    def waste_of(self, room: Room, index: int, hosts: HostRows) -> FloatArray:
+        """Return how badly each of some hosts would be filled by one node of the set: the least is the best.
 
         What a node leaves behind is worth most where it has the shape of what is asked: cpu without memory serves
         nobody. So hosts go by the angle between the two (cosine squared, as in vector bin packing by dot product:
         Panigrahy et al. 2011), and fuller ones before emptier ones. Where an empty host would have to be taken for it,
-        a host in use has the advantage. The weights were fitted to drawn instances, see docs/performance.md.
+        a host in use has the advantage: see `opening_of`. The weights were fitted to drawn instances, see
+        docs/performance.md.
         """
-        left = self._left(room, index)
-        tight = self._tightest(left, index)
-        alike = np.einsum("rh,rh->h", left, self.shares[index])
-        length = np.einsum("rh,rh->h", left, left) * self.weights[index]
-        # A host that is filled to the last has nothing left that could be wasted.
-        alike = np.divide(alike * alike, length, out=np.ones_like(length), where=length > TINY)
-        empty = (room.host >= self.total).all(axis=0)
-        return tight, FULLNESS * tight - alike + OPENING * empty
+        asked = self.asked[index]
+        per_unit = self.per_unit.take(hosts, axis=1)
+        left = (room.host.take(hosts, axis=1) - asked) * per_unit  # shares of each total, once a node is on it
+        shares = per_unit * asked  # and what the node takes
+        alike: FloatArray = np.add.reduce(left * shares, axis=0)
+        alike *= alike
+        length = np.add.reduce(left * left, axis=0)
+        length *= np.add.reduce(shares * shares, axis=0)
+        # A host that is filled to the last has nothing left that could be wasted: that is as good as it gets.
+        alike += TINY
+        length += TINY
+        alike /= length
+        waste = FULLNESS * self._tightest(index, left)
+        waste -= alike
+        return waste
 
-    def _left(self, room: Room, index: int) -> FloatArray:
-        """Shares of each host left free once one node of the set is on it; negative where it lacks room."""
-        left: FloatArray = (room.host - self.asked[index]) * self.per_unit
-        return left
+    def opening_of(self, room: Room, hosts: HostRows) -> FloatArray:
+        """Return what it adds to their `waste` that some hosts are empty."""
+        empty = room.host.take(hosts, axis=1) >= self.total.take(hosts, axis=1)
+        opening: FloatArray = OPENING * np.logical_and.reduce(empty, axis=0)
+        return opening
 
-    def _tightest(self, left: FloatArray, index: int) -> FloatArray:
-        if all(self.needs[index]) and len(left):
-            tightest: FloatArray = left.min(axis=0)
-            return tightest
-        rows = [row for row, need in enumerate(self.needs[index]) if need]
-        return left[rows].min(axis=0) if rows else np.zeros(len(self.snapshot.hosts.names))
+    def _tightest(self, index: int, left: FloatArray) -> FloatArray:
+        needs = self.needs[index]
+        rows = left if all(needs) else left[[row for row, need in enumerate(needs) if need]]
+        tightest: FloatArray = np.minimum.reduce(rows, axis=0) if len(rows) else np.zeros(left.shape[1])
+        return tightest
 
 
 def case_of(snapshot: PoolSnapshot, indices: Sequence[int], sets: tuple[SetRequest, ...]) -> Case:
@@ -225,9 +247,6 @@ def _new_case(snapshot: PoolSnapshot, sets: tuple[SetRequest, ...]) -> Case:
     hosts, slots = snapshot.hosts, snapshot.slots
     columns = [hosts.columns.get(name) for name in resources]
     needs = [[host.get(name, 0) for name in resources] for host, _ in held]
-    asked = [np.array(need, dtype=np.int64).reshape(-1, 1) for need in needs]
-    per_unit = _rows([None if column is None else hosts.per_unit[column] for column in columns], hosts.zeros + 1.0)
-    shares = [column * per_unit for column in asked]
     return Case(
         snapshot=snapshot,
         indices=(),
@@ -237,28 +256,37 @@ def _new_case(snapshot: PoolSnapshot, sets: tuple[SetRequest, ...]) -> Case:
         resources=resources,
         pool_resources=pool_resources,
         needs=needs,
+        asked=[np.array(need, dtype=np.int64).reshape(-1, 1) for need in needs],
         pool_needs=[[pool.get(name, 0) for name in pool_resources] for _, pool in held],
         one_per_host=[(wanted.placement or snapshot.policy) is Placement.ONE_PER_HOST for wanted in sets],
         rules=rules,
         allowed=[_allowed(of_set) for of_set in rules],
-        total=_rows([None if column is None else hosts.total[column] for column in columns], hosts.zeros),
-        unheld=_rows([None if column is None else hosts.room[column] for column in columns], hosts.zeros),
-        per_unit=per_unit,
-        asked=asked,
-        shares=shares,
-        weights=[(share * share).sum(axis=0) for share in shares],
+        total=_rows(hosts.total, columns, 0),
+        unheld=_rows(hosts.room, columns, 0),
+        per_unit=_rows(hosts.per_unit, columns, 1.0),
         usable=None if hosts.usable.all() else hosts.usable,
         rows=slots.rows_of(hosts.names),
         # A name the slot table has not met gets a place that holds nothing.
-        held_in=np.array([slots.column(name) for name in resources], dtype=np.intp),
+        held_in=_as_rows([slots.column(name) for name in resources]),
         pool_held_in=[slots.column(name) for name in pool_resources],
     )
 
 
-def _rows(known: Sequence[NDArray[Any] | None], unknown: NDArray[Any]) -> Any:
-    """A row a resource; one that no host knows has the row `unknown`."""
-    rows = [unknown if row is None else row for row in known]
-    return np.stack(rows) if rows else np.empty((0, len(unknown)), dtype=unknown.dtype)
+def _rows(table: NDArray[Any], rows: Sequence[int | None], unknown: float) -> Any:
+    """Some rows of a table; one that is not there is all `unknown`. Not copied if they follow each other."""
+    known = [row for row in rows if row is not None]
+    if len(known) == len(rows):
+        return table[_as_rows(known)]
+    chosen = np.full((len(rows), table.shape[1]), unknown, dtype=table.dtype)
+    chosen[[at for at, row in enumerate(rows) if row is not None]] = table[known]
+    return chosen
+
+
+def _as_rows(rows: Sequence[int]) -> Rows:
+    """These rows as an index, and as a slice if they follow each other."""
+    if rows and list(rows) == list(range(rows[0], rows[0] + len(rows))):
+        return slice(rows[0], rows[0] + len(rows))
+    return np.array(rows, dtype=np.intp)
 
 
 def _rules(snapshot: PoolSnapshot, wanted: SetRequest) -> list[Rule]:

@@ -1,5 +1,4 @@
-"""Arithmetic over the slots of all hosts at once, for slots.py: peaks inside an interval, and what is left
-later on.
+"""Arithmetic over the slots of all hosts at once: peaks inside an interval, and what is left later on.
 
 Array in, array out; knows no keys, no names and no clock.
 """
@@ -49,16 +48,29 @@ class Begun:
         return held
 
 
-def sweep(
-    rows: NDArray[np.intp], when: IntArray, is_start: NDArray[np.bool_], change: IntArray
-) -> tuple[NDArray[np.intp], IntArray]:
-    """Return the rows with events and, for each, how far its sums rise at most: (resources, rows), 0 or more.
+def sums_at_starts(rows: NDArray[np.intp], starts: IntArray, ends: IntArray, amounts: IntArray) -> IntArray:
+    """Return, for each of the slots, what all of them on its row hold at the instant it starts: (resources, slots).
 
-    Sweep line over all hosts at once: events sorted by host, time, ends before starts; prefix sums; maximum a
-    host. Ends come first at the same instant because intervals are half-open.
+    Of several that start at one instant on one row, one is told the sum, the others less.
     """
-    order = np.lexsort((is_start, when, rows))
-    rows, sums = rows[order], np.cumsum(change[:, order], axis=1)
-    first = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
-    before = np.where(first > 0, sums[:, first - 1], 0)
-    return rows[first], np.maximum(np.maximum.reduceat(sums, first, axis=1) - before, 0)
+    number = len(rows)
+    order = np.lexsort((np.arange(2 * number) >= number, np.concatenate([ends, starts]), np.concatenate([rows, rows])))
+    sums = np.cumsum(np.concatenate([-amounts, amounts], axis=1)[:, order], axis=1)  # a row ends at 0
+    found = np.empty_like(sums)
+    found[:, order] = sums
+    return found[:, number:]
+
+
+def highest_rise(when: IntArray, is_start: NDArray[np.bool_], change: IntArray) -> IntArray:
+    """Return how far sums rise at most over some changes: (resources), 0 or more.
+
+    Ends come before starts at the same instant because intervals are half-open.
+    """
+    sums = np.cumsum(change[:, np.lexsort((is_start, when))], axis=1)
+    rise: IntArray = np.maximum(sums.max(axis=1, initial=0), 0)
+    return rise
+
+
+def distinct(ascending: IntArray) -> IntArray:
+    """Return each instant once."""
+    return ascending[np.concatenate([[True], ascending[1:] != ascending[:-1]])] if len(ascending) else ascending

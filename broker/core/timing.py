@@ -1,9 +1,11 @@
 """When a request fits: its cases at one instant, and the first instant at which all of them do.
 
-As time goes on slots end, and if none starts later, what fits at an instant fits at every later one: the
-first such instant is an end in the table, found by bisection. With slots that start later that holds no
-more. Then the same question without those slots gives a lower bound, and the ends from there on are tried
-in turn, at most `MAX_STARTS`.
+As time goes on room is gained only where a slot ends, so the first such instant is an end in the table. If no slot
+starts later, what fits at an instant fits at every later one, and bisection finds it. With slots that start later
+that holds no more: then the same question without those slots gives a lower bound, and from there on the ends are
+looked at in stretches. Leases that begin somewhere in a stretch, and last longer than it, have in common the time
+from its last end to when the first of them is over. What does not fit even that time fits nowhere in the stretch;
+otherwise a shorter stretch is looked at. So most ends are never looked at one by one.
 """
 
 from __future__ import annotations
@@ -12,19 +14,19 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from broker.core.arrange import Arrangement, arrange, arrange_most
+from broker.core.arrange import Arrangement, arrange_most, fits
 from broker.core.feasibility import Case
 from broker.core.search import Budget, SearchLimit
 from broker.core.slots import INFINITY, to_us
-from broker.core.sweep import IntArray
+from broker.core.sweep import Begun, IntArray, distinct
 
 MAX_STARTS = 200
-"""Starts tried one after another before the search for the earliest gives up."""
+"""Stretches and single starts looked at before the search for the earliest gives up."""
 
 
 def end_of(start: int, length: int) -> int:
     """Return the end of a lease in microseconds; a length of INFINITY is open-ended."""
-    return INFINITY if length >= INFINITY else start + length
+    return INFINITY if length >= INFINITY else min(start + length, INFINITY)
 
 
 def fit_at(cases: Sequence[Case], start: int, length: int, search_limit: int) -> list[Arrangement] | None:
@@ -43,43 +45,71 @@ def first_fit(cases: Sequence[Case], after: int, until: int, length: int, search
 
     Raises SearchLimit when that was not found out within the bounds. All instants are in microseconds.
     """
-    budget = Budget(search_limit)
+    budget, of_stretches = Budget(search_limit), Budget(search_limit)
     now = max(to_us(case.snapshot.now) for case in cases)
     begun = [case.snapshot.slots.begun(now) for case in cases]
-    coming = [case.snapshot.slots.coming_us() for case in cases]
-    last_start = max(start for start, _ in coming)
-    starts = _distinct([*(slots.ends for slots in begun), *(ends for _, ends in coming)])
-    starts = starts[np.searchsorted(starts, after, side="right") : np.searchsorted(starts, until, side="right")]
+    last_start = max(case.snapshot.slots.last_start_us() for case in cases)
+    starts = _candidates(cases, begun, after, until)
 
     def fits_without_coming(position: int) -> bool:
+        instant = int(starts[position])
         return all(
-            arrange(case, case.room_beside(slots.held(int(starts[position]))), case.least, budget) is not None
+            fits(case, case.room_beside(slots.held(instant)), case.least, budget)
             for case, slots in zip(cases, begun, strict=True)
         )
 
-    def fits(position: int) -> bool:
-        start = int(starts[position])
-        return all(
-            arrange(case, case.room(start, end_of(start, length)), case.least, budget) is not None for case in cases
-        )
+    def fits_in_common(first: int, last: int) -> bool:
+        start, end = int(starts[last]), end_of(int(starts[first]), length)
+        try:
+            spent = budget if first == last else of_stretches
+            return all(fits(case, case.room(start, end), case.least, spent) for case in cases)
+        except SearchLimit:
+            if first == last:
+                raise
+            return True  # for all that is known
+
+    def fits_at(position: int) -> bool:
+        return fits_in_common(position, position)
 
     at = _bisect(0, len(starts), fits_without_coming)
     if at is None or last_start <= now:
         return None if at is None else int(starts[at])
-    settled = int(np.searchsorted(starts, last_start))  # from here on nothing starts later
-    for position in range(at, settled):
-        if position - at == MAX_STARTS:
-            raise SearchLimit
-        if fits(position):
-            return int(starts[position])
-    found = _bisect(max(at, settled), len(starts), fits)
+    # From here on nothing starts any more. An open-ended lease meets all that starts, whenever it begins.
+    settled = at if length >= INFINITY else max(at, int(np.searchsorted(starts, last_start)))
+    found = _first_of(starts, at, settled, length, fits_in_common)
+    if found is None:
+        found = _bisect(settled, len(starts), fits_at)
     return None if found is None else int(starts[found])
 
 
-def _distinct(instants: Sequence[IntArray]) -> IntArray:
-    """Merge ascending arrays; a stable sort of runs is quicker than np.unique."""
-    merged = np.sort(np.concatenate(instants), kind="stable")
-    return merged[np.concatenate([[True], merged[1:] != merged[:-1]])] if len(merged) else merged
+def _candidates(cases: Sequence[Case], begun: Sequence[Begun], after: int, until: int) -> IntArray:
+    """The instants in `(after, until]` at which something ends; what is overdue may end at any time."""
+    instants = [case.snapshot.slots.ends_us(after) for case in cases] + [slots.ends[:1] for slots in begun]
+    merged = np.sort(np.concatenate(instants), kind="stable")  # of runs, which is quicker than np.unique
+    return distinct(merged[merged.searchsorted(after, "right") : merged.searchsorted(until, "right")])
+
+
+def _first_of(
+    starts: IntArray, low: int, end: int, length: int, fits_in_common: Callable[[int, int], bool]
+) -> int | None:
+    """Return the first position in `[low, end)` that fits, or None. Raises SearchLimit.
+
+    Stretches grow while nothing fits them, and shrink where something might.
+    """
+    position, width, looks = low, 1, 0
+    while position < end:
+        if looks == MAX_STARTS:
+            raise SearchLimit
+        looks += 1
+        over = int(starts.searchsorted(end_of(int(starts[position]), length)))  # has no time in common with it
+        last = min(position + width, over, end) - 1
+        if not fits_in_common(position, last):
+            position, width = last + 1, 2 * width
+        elif last > position:
+            width = (last - position + 1) // 2
+        else:
+            return position
+    return None
 
 
 def _bisect(low: int, end: int, holds: Callable[[int], bool]) -> int | None:
