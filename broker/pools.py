@@ -27,13 +27,13 @@ from backends.base import (
     ParameterSpec,
 )
 from broker.book import Book
-from broker.config import PoolSettings
 from broker.core.clock import Clock
 from broker.core.durations import Durations
 from broker.core.errors import Failure
 from broker.core.inventory import HostInventory, HostRecord, PoolSnapshot
 from broker.core.inventory import HostState as HostUse
 from broker.core.slots import POOL_ROW, SlotTable
+from broker.pool_settings import PoolSettings
 
 PREEMPTION_NOTICE: Final = "core:preemption_notice"
 

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.base import Backend, BackendContext, BackendFactory, SettingProblem
-from broker.config import ConfigError, PoolSettings, ServerSettings, Settings, TenantSettings, load
+from broker.config import ConfigError, QueueSettings, ServerSettings, Settings, TenantSettings, load
 from broker.core.demand import Placement
+from broker.policy_registry import Kind, own
+from broker.pool_settings import PoolSettings
 from broker.toml_reader import parse_duration
 
 POOL = '[pools.lab]\nbackend = "fake"\n'
@@ -53,6 +55,14 @@ def find(name: str) -> BackendFactory:
             raise LookupError(f'no backend is called "{name}"; there are: busy, fake, xen')
 
 
+BROUGHT = {Kind.QUEUE_ORDER: "shortest-first", Kind.VICTIM_CHOICE: "longest-left", Kind.HOST_CHOICE: "greenest"}
+
+
+def policy_names(kind: Kind) -> list[str]:
+    """As if a third party had brought some policies."""
+    return [*own(kind), *([BROUGHT[kind]] if kind in BROUGHT else [])]
+
+
 class Files:
     """Writes a document and reads it as a configuration."""
 
@@ -61,7 +71,7 @@ class Files:
 
     def load(self, text: str) -> Settings:
         self.path.write_text(text)
-        return load(self.path, find)
+        return load(self.path, find, policy_names)
 
     def problems(self, text: str) -> dict[str, str]:
         with pytest.raises(ConfigError) as refused:
@@ -78,7 +88,22 @@ def test_defaults_are_those_of_the_settings(files: Files, tmp_path: Path) -> Non
     settings = files.load(POOL)
     assert settings.server == ServerSettings(state=tmp_path / "broker.db")
     assert settings.pools["lab"] == PoolSettings(name="lab", backend="fake")
+    assert settings.queue == QueueSettings()
     assert (settings.tenants, settings.instance_types, settings.directory) == ({}, {}, tmp_path)
+
+
+def test_policies_of_third_parties_are_known_by_name(files: Files) -> None:
+    settings = files.load(
+        POOL + 'victims = "longest-left"\nplacement = "greenest"\n[queue]\norder = "shortest-first"\n'
+    )
+    pool = settings.pools["lab"]
+    assert (settings.queue.order, pool.victims, pool.host_choice) == ("shortest-first", "longest-left", "greenest")
+    assert pool.placement is Placement.PACK  # as where none is configured
+
+
+@pytest.mark.parametrize("name", ["pack", "spread", "one-per-host"])
+def test_a_placement_of_the_broker_asks_no_policy(files: Files, name: str) -> None:
+    assert files.load(POOL + f'placement = "{name}"').pools["lab"].host_choice == ""
 
 
 def test_every_key(files: Files, tmp_path: Path) -> None:
@@ -108,6 +133,12 @@ def test_every_key(files: Files, tmp_path: Path) -> None:
         max_in_flight = 3
         [[pools.lab.hosts]]
         cpu = 4
+        [queue]
+        order = "arrival"
+        policy_budget = "20ms"
+        starvation_limit = "6h"
+        half_life = "1d"
+        depth = 50
         [instance_types."m1.small"]
         cpu = 1000
         memory = 2048
@@ -128,6 +159,13 @@ def test_every_key(files: Files, tmp_path: Path) -> None:
     assert (pool.breaker.failures, pool.breaker.probe_interval) == (2, 0.25)
     assert (pool.refresh_interval, pool.transition_timeout, pool.keep_after_end) == (30, 90, 604_800)
     assert pool.backend_settings == {"hosts": [{"cpu": 4}], "max_in_flight": 3}
+    assert settings.queue == QueueSettings(
+        order="arrival",
+        policy_budget=0.02,
+        starvation_limit=timedelta(hours=6),
+        half_life=timedelta(days=1),
+        depth=50,
+    )
     assert settings.instance_types == {"m1.small": {"cpu": 1000, "memory": 2048}}
     assert settings.tenants["acme"] == TenantSettings(
         name="acme",
@@ -168,6 +206,14 @@ BAD: list[tuple[str, str, str]] = [
     (POOL + "preference = 1.5", "pools.lab.preference", "not a whole number"),
     (POOL + "preference = true", "pools.lab.preference", "not a whole number"),
     (POOL + 'placement = "packed"', "pools.lab.placement", "did you mean pack?"),
+    (POOL + 'placement = "geenest"', "pools.lab.placement", "did you mean greenest?"),
+    (POOL + 'backfill = "agressive"', "pools.lab.backfill", "did you mean aggressive?"),
+    (POOL + 'backfill = "shortest-first"', "pools.lab.backfill", "not one of none, aggressive, conservative"),
+    (POOL + 'victims = "longest-lef"', "pools.lab.victims", "did you mean longest-left?"),
+    (POOL + "victims = 1", "pools.lab.victims", "1 is not one of youngest, smallest"),
+    (POOL + '[queue]\norder = "shortest"', "queue.order", "did you mean shortest-first?"),
+    (POOL + '[queue]\npolicy_budget = "11s"', "queue.policy_budget", "is 11 s; at most 10 s"),
+    (POOL + "[queue]\npolicy_budget = 0", "queue.policy_budget", "above 0"),
     (POOL + 'default_duration = "20d"', "pools.lab.default_duration", "longer than max_duration"),
     (POOL + 'default_duration = "none"', "pools.lab.default_duration", "longer than max_duration"),
     (POOL + 'max_duration = "-1s"', "pools.lab.max_duration", "is not a duration"),
