@@ -116,6 +116,7 @@ class Queue:
         self._entries: dict[str, Entry] = {}
         self._places: dict[str, Place] = {}  # in the order of the last pass
         self._freed = 0  # what the book had given back when a pass began last
+        self._joined = False  # whether somebody waits since then
         self._awake = asyncio.Event()
 
     # What others see
@@ -156,6 +157,7 @@ class Queue:
         ordered = self._in_order(self._clock.now())
         position = next((at for at, each in enumerate(ordered, 1) if each.workspace.uid == workspace.uid), 0)
         self._places[workspace.uid] = Place(position=position, start=answer.earliest if answer is not None else None)
+        self._joined = True
 
     def lapse(self, workspace: Workspace, now: datetime) -> None:
         """A workspace has waited in vain. One that has not begun fails; another stays as it is, and waits no more."""
@@ -209,22 +211,25 @@ class Queue:
 
     def serve(self) -> None:
         """One pass: whoever fits begins, in order, and the others are told when they would."""
-        now = self._clock.now()
-        self._freed = self._book.freed
-        ordered = self._in_order(now)
+        self._pass(self._clock.now(), begin=True)
+
+    def _pass(self, now: datetime, *, begin: bool) -> None:
+        """Everyone's place, in order; with `begin`, whoever fits begins instead."""
+        self._freed, self._joined = self._book.freed, False
         places: dict[str, Place] = {}
-        held: list[Held] = []
+        turn = _Turn()
         try:
-            turn = _Turn(held=held)
-            for entry in ordered:
+            for entry in self._in_order(now):
                 uid = entry.workspace.uid
                 position = len(places) + 1
                 if position > self._settings.depth or not entry.eligible(now):
                     places[uid] = Place(position=position)
+                elif not begin:
+                    places[uid] = self._ready(entry, turn, position, now) or self._waits(entry, turn, position, now)
                 elif not self._begins(entry, turn, now):
                     places[uid] = self._waits(entry, turn, position, now)
         finally:
-            self._take_off(held)
+            self._take_off(turn.held)
         self._places = places
 
     def _begins(self, entry: Entry, turn: _Turn, now: datetime) -> bool:
@@ -258,6 +263,24 @@ class Queue:
         turn.refused.add(entry.shape)
         return False
 
+    def _ready(self, entry: Entry, turn: _Turn, position: int, now: datetime) -> Place | None:
+        """The place of one that begins in the next pass: nobody is to come before it."""
+        seen = self._seen(entry, now)
+        there = {name: pool for name, pool in seen.items() if name not in turn.closed}
+        answer = fits(entry.request, there, entry.window(now)) if entry.may_go(there) else None
+        if answer is None:
+            return None
+        return Place(position=position, start=now, held=self._keep(entry, answer, turn, seen, now))
+
+    def _keep(
+        self, entry: Entry, answer: Plan, turn: _Turn, seen: Mapping[str, PoolSnapshot], now: datetime
+    ) -> tuple[Held, ...]:
+        """Holds what a plan would take, until the pass is over; returns it."""
+        held = _slots(entry, answer, seen, now)
+        self._put_on(held)
+        turn.held.extend(held)
+        return held
+
     def _waits(self, entry: Entry, turn: _Turn, position: int, now: datetime) -> Place:
         """When it would begin, and what that means for those behind it."""
         if entry.workspace.uid in turn.limited:
@@ -279,9 +302,7 @@ class Queue:
             pools = {assignment.pool for assignment in planned.assignments}
             turn.ahead.update(pools)
             if starved or any(passing.get(pool) is Passing.UNHURT for pool in pools):
-                held = _slots(entry, planned, seen, now)
-                self._put_on(held)
-                turn.held.extend(held)
+                held = self._keep(entry, planned, turn, seen, now)
         elif starved:
             closes = frozenset(where)  # nobody can tell when it will fit: until it does, nobody else is let in
         turn.closed |= closes
@@ -313,6 +334,8 @@ class Queue:
         """The places of those whom a newcomer has to heed."""
         if not self._book.queue:
             return []
+        if self._joined or self._freed != self._book.freed:
+            self._pass(now, begin=False)
         if window.start > now:
             return [place for place in self._places.values() if place.starved]
         newcomer = replace(
@@ -362,8 +385,8 @@ class Queue:
 class _Turn:
     """What a pass has come to so far."""
 
-    def __init__(self, held: list[Held]) -> None:
-        self.held = held
+    def __init__(self) -> None:
+        self.held: list[Held] = []  # for planned starts, in the slot tables
         self.closed: frozenset[str] = frozenset()  # pools that take nobody any more
         self.ahead: Counter[str] = Counter()  # how many with a planned start wait before, by pool
         self.refused: set[tuple[object, ...]] = set()  # shapes that did not fit: room gets no more within a pass
