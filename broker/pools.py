@@ -32,6 +32,7 @@ from broker.core.durations import Durations
 from broker.core.errors import Failure
 from broker.core.inventory import HostInventory, HostRecord, PoolSnapshot
 from broker.core.inventory import HostState as HostUse
+from broker.core.policies import HostChoice
 from broker.core.slots import POOL_ROW, SlotTable
 from broker.pool_settings import PoolSettings
 
@@ -60,7 +61,15 @@ def cordon_key(pool: str, host: str) -> str:
 class Pool:
     """One named pool. Changed by the engine and by operators' calls, read by everyone."""
 
-    def __init__(self, settings: PoolSettings, backend: Backend, book: Book, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: PoolSettings,
+        backend: Backend,
+        book: Book,
+        clock: Clock,
+        *,
+        host_choice: HostChoice | None = None,
+    ) -> None:
         self.name = settings.name
         self.settings = settings
         self.backend = backend
@@ -71,6 +80,7 @@ class Pool:
         self.strays: dict[str, tuple[ObservedNode, datetime]] = {}  # by backend id, with when it was found
         self._book = book
         self._clock = clock
+        self._host_choice = host_choice
         self._hosts: HostInventory | None = None
         self._host_cordons: frozenset[str] = frozenset()
         self.hosts_version = 0
@@ -237,6 +247,7 @@ class Pool:
             ever_read=inventory is not None,
             preference=self.settings.preference,
             policy=self.settings.placement,
+            host_choice=self._host_choice,
             default_duration=self.settings.default_duration,
             max_duration=self.settings.max_duration,
         )

@@ -17,7 +17,7 @@ import numpy as np
 
 from broker.core.demand import Placement
 from broker.core.feasibility import Case, HostRows, Room
-from broker.core.inventory import FloatArray
+from broker.core.inventory import FloatArray, Undecided
 from broker.core.search import Budget, SearchLimit, search
 
 Arrangement: TypeAlias = list[HostRows]
@@ -133,18 +133,14 @@ def _choose(case: Case, room: Room, index: int, count: int) -> HostRows:
     policy = case.sets[index].placement or case.snapshot.policy
     if policy is Placement.ONE_PER_HOST and case.snapshot.policy is not Placement.ONE_PER_HOST:
         policy = case.snapshot.policy  # the rule says how many a host; the pool's policy, which hosts
-    hosts = np.flatnonzero(case.fitting(room, index))
+    fits = case.fitting(room, index)
+    hosts = np.flatnonzero(fits)
     if not len(hosts):
         return hosts
+    key = _key(case, room, index, policy, None if 2 * len(hosts) > len(fits) else hosts)
+    if len(key) > len(hosts):
+        key = key.take(hosts)
     pack = policy is Placement.PACK
-    key = case.waste_of(room, index, hosts) if pack else -case.tightness_of(room, index, hosts)
-    if count == 1:
-        best = int(key.argmin())
-        if pack and case.opening_of(room, hosts[best : best + 1])[0]:  # else that brings no other host before it
-            best = int((key + case.opening_of(room, hosts)).argmin())
-        return hosts[[best]]
-    if pack:
-        key += case.opening_of(room, hosts)
     best_first = hosts[smallest(key, min(count, len(hosts)))]
     room_there = case.capacity_of(room, index, count, best_first)
     if pack:
@@ -160,6 +156,21 @@ def _choose(case: Case, room: Room, index: int, count: int) -> HostRows:
         missing -= len(taking)
         level += 1
     return np.concatenate(chosen) if chosen else np.empty(0, dtype=np.intp)
+
+
+def _ranks(case: Case, room: Room, index: int, hosts: HostRows) -> FloatArray | None:
+    """What the pool's own policy says of some hosts, the least of the best; None: it has no answer."""
+    snapshot = case.snapshot
+    assert snapshot.host_choice is not None
+    left = {
+        name: (free.take(hosts) - need) * per_unit.take(hosts)
+        for name, free, need, per_unit in zip(case.resources, room.host, case.needs[index], case.per_unit, strict=True)
+        if need
+    }
+    try:
+        return snapshot.host_choice.rank([snapshot.hosts.names[row] for row in hosts.tolist()], left)
+    except Undecided:
+        return None
 
 
 def smallest(key: FloatArray, count: int) -> HostRows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import IntEnum
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from msgspec import Struct, field
@@ -19,9 +19,16 @@ from broker.core.demand import Placement
 from broker.core.slots import SlotTable
 from broker.core.sweep import IntArray
 
+if TYPE_CHECKING:
+    from broker.core.policies import HostChoice
+
 BoolArray: TypeAlias = NDArray[np.bool_]
 FloatArray: TypeAlias = NDArray[np.float64]
 AttributeValue: TypeAlias = str | int | float | bool | Sequence[str]
+
+
+class Undecided(Exception):
+    """A policy has no answer this time: its pool's hosts are chosen as if it had none."""
 
 
 class HostState(IntEnum):
@@ -162,6 +169,7 @@ class PoolSnapshot(Struct, frozen=True, kw_only=True, eq=False):
     ever_read: bool = True
     preference: int = 0  # higher is better
     policy: Placement = Placement.PACK
+    host_choice: HostChoice | None = None  # says which host is best, in place of `policy`; may raise Undecided
     default_duration: timedelta | None = None  # None: open-ended
     max_duration: timedelta | None = None  # None: no limit
     lead: timedelta = timedelta()  # capacity is held that long before a promised start
