@@ -86,6 +86,7 @@ class Stage:
         self._told: list[str] = []  # what happened, for whoever has to find out why
         self._revision = 0  # that the watch has come to
         self._checked = -1  # the revision at which capacity was looked at last
+        self._uids = count(1)  # in order, so that a play comes out the same each time
         self._step: Step | None = None
 
     async def play(self) -> None:
@@ -99,7 +100,9 @@ class Stage:
             await self._close()
 
     async def _open(self) -> None:
-        self.broker = Broker(load(self._file), clock=self.clock, jitter=lambda: 0.5)
+        self.broker = Broker(
+            load(self._file), clock=self.clock, new_uid=lambda: f"{next(self._uids):032x}", jitter=lambda: 0.5
+        )
         channel: Any = await serve(self.broker)
         self.workspaces: Any = workspaces_grpc.WorkspaceServiceStub(channel)
         self.pools: Any = pools_grpc.PoolServiceStub(channel)
