@@ -17,7 +17,7 @@ import numpy as np
 
 from broker.core.demand import Placement
 from broker.core.feasibility import Case, HostRows, Room
-from broker.core.inventory import FloatArray, Undecided
+from broker.core.inventory import BoolArray, FloatArray, Undecided
 from broker.core.search import Budget, SearchLimit, search
 
 Arrangement: TypeAlias = list[HostRows]
@@ -133,15 +133,18 @@ def _choose(case: Case, room: Room, index: int, count: int) -> HostRows:
     policy = case.sets[index].placement or case.snapshot.policy
     if policy is Placement.ONE_PER_HOST and case.snapshot.policy is not Placement.ONE_PER_HOST:
         policy = case.snapshot.policy  # the rule says how many a host; the pool's policy, which hosts
-    fits = case.fitting(room, index)
-    hosts = np.flatnonzero(fits)
+    able = case.fitting(room, index)
+    hosts = np.flatnonzero(able)
     if not len(hosts):
         return hosts
-    key = _key(case, room, index, policy, None if 2 * len(hosts) > len(fits) else hosts)
-    if len(key) > len(hosts):
-        key = key.take(hosts)
+    own = case.snapshot.host_choice is not None and case.sets[index].placement in (None, Placement.ONE_PER_HOST)
+    ranks = _ranks(case, room, index, hosts) if own else None
     pack = policy is Placement.PACK
-    best_first = hosts[smallest(key, min(count, len(hosts)))]
+    if ranks is None:
+        ranks = _ranks_by(case, room, index, able, hosts, pack=pack, alone=count == 1)
+    if count == 1:
+        return hosts[[int(ranks.argmin())]]
+    best_first = hosts[smallest(ranks, min(count, len(hosts)))]
     room_there = case.capacity_of(room, index, count, best_first)
     if pack:
         return np.repeat(best_first, room_there)[:count]
@@ -156,6 +159,25 @@ def _choose(case: Case, room: Room, index: int, count: int) -> HostRows:
         missing -= len(taking)
         level += 1
     return np.concatenate(chosen) if chosen else np.empty(0, dtype=np.intp)
+
+
+def _ranks_by(
+    case: Case, room: Room, index: int, able: BoolArray, hosts: HostRows, *, pack: bool, alone: bool
+) -> FloatArray:
+    """What our own policies say of the hosts that are able, the least of the best; `alone`: one is all that is asked
+    for.
+    """
+    most = 2 * len(hosts) > len(able)  # then it is quicker to work it out for all than to pick them out first
+    some = None if most else hosts
+    ranks = case.waste(room, index, some) if pack else -case.tightness(room, index, some)
+    if most:
+        ranks = ranks.take(hosts)
+    if pack:
+        best = int(ranks.argmin())
+        # That a host is empty only makes it worse, so who is best without that and is not empty stays the best.
+        if not alone or case.opening(room, hosts[best : best + 1])[0]:
+            ranks += case.opening(room, some).take(hosts) if most else case.opening(room, hosts)
+    return ranks
 
 
 def _ranks(case: Case, room: Room, index: int, hosts: HostRows) -> FloatArray | None:

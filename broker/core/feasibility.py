@@ -164,29 +164,23 @@ class Case(Struct, frozen=True, kw_only=True, eq=False):
                 np.minimum(most, free.take(hosts) // need, out=most)
         return most
 
-    def tightness(self, room: Room, index: int) -> FloatArray:
-        """Return each host's share left free on its tightest resource once one node of the set is on it; below 0
-        where it lacks room.
+    def tightness(self, room: Room, index: int, hosts: HostRows | None = None) -> FloatArray:
+        """Return the share left free on the tightest resource of each host, or of some, once one node of the set is on
+        it; below 0 where it lacks room.
         """
-        return self._tightest(index, (room.host - self.asked[index]) * self.per_unit)
+        return self._tightest(index, (_of(room.host, hosts) - self.asked[index]) * _of(self.per_unit, hosts))
 
-    def tightness_of(self, room: Room, index: int, hosts: HostRows) -> FloatArray:
-        """Return the `tightness` of some hosts."""
-        left = (room.host.take(hosts, axis=1) - self.asked[index]) * self.per_unit.take(hosts, axis=1)
-        return self._tightest(index, left)
-
-    def waste_of(self, room: Room, index: int, hosts: HostRows) -> FloatArray:
-        """Return how badly each of some hosts would be filled by one node of the set: the least is the best.
+    def waste(self, room: Room, index: int, hosts: HostRows | None = None) -> FloatArray:
+        """Return how badly each host, or each of some, would be filled by one node of the set: the least is the best.
 
         What a node leaves behind is worth most where it has the shape of what is asked: cpu without memory serves
         nobody. So hosts go by the angle between the two (cosine squared, as in vector bin packing by dot product:
         Panigrahy et al. 2011), and fuller ones before emptier ones. Where an empty host would have to be taken for it,
-        a host in use has the advantage: see `opening_of`. The weights were fitted to drawn instances, see
+        a host in use has the advantage: see `opening`. The weights were fitted to drawn instances, see
         docs/performance.md.
         """
-        asked = self.asked[index]
-        per_unit = self.per_unit.take(hosts, axis=1)
-        left = (room.host.take(hosts, axis=1) - asked) * per_unit  # shares of each total, once a node is on it
+        asked, per_unit = self.asked[index], _of(self.per_unit, hosts)
+        left = (_of(room.host, hosts) - asked) * per_unit  # shares of each total, once a node is on it
         shares = per_unit * asked  # and what the node takes
         alike: FloatArray = np.add.reduce(left * shares, axis=0)
         alike *= alike
@@ -200,10 +194,10 @@ class Case(Struct, frozen=True, kw_only=True, eq=False):
         waste -= alike
         return waste
 
-    def opening_of(self, room: Room, hosts: HostRows) -> FloatArray:
-        """Return what it adds to their `waste` that some hosts are empty."""
-        empty = room.host.take(hosts, axis=1) >= self.total.take(hosts, axis=1)
-        opening: FloatArray = OPENING * np.logical_and.reduce(empty, axis=0)
+    def opening(self, room: Room, hosts: HostRows | None = None) -> FloatArray:
+        """Return what it adds to the `waste` of each host, or of some, that it is empty."""
+        empty = np.logical_and.reduce(_of(room.host, hosts) >= _of(self.total, hosts), axis=0)
+        opening: FloatArray = OPENING * empty
         return opening
 
     def _tightest(self, index: int, left: FloatArray) -> FloatArray:
@@ -211,6 +205,11 @@ class Case(Struct, frozen=True, kw_only=True, eq=False):
         rows = left if all(needs) else left[[row for row, need in enumerate(needs) if need]]
         tightest: FloatArray = np.minimum.reduce(rows, axis=0) if len(rows) else np.zeros(left.shape[1])
         return tightest
+
+
+def _of(table: NDArray[Any], hosts: HostRows | None) -> NDArray[Any]:
+    """The columns of some hosts; None: of all."""
+    return table if hosts is None else table.take(hosts, axis=1)
 
 
 def case_of(snapshot: PoolSnapshot, indices: Sequence[int], sets: tuple[SetRequest, ...]) -> Case:
