@@ -16,7 +16,7 @@ from broker.core.entries import Entries
 from broker.core.order import BEGINNING, INFINITY
 from broker.core.sweep import IntArray
 
-KEPT, KEPT_BYTES = 12, 32 << 20
+KEPT, KEPT_BYTES = 24, 32 << 20
 """Instants at which sums are kept, at most, and the bytes they may take."""
 
 NEAR = 1_024
@@ -56,8 +56,10 @@ class Levels:
         while rows < self._entries.rows:
             rows *= 2
         if (resources, rows) != self._standing.shape:
-            self._standing = self._wide(self._standing, (resources, rows))
-            self._kept.clear()
+            wider = np.zeros((resources, rows), dtype=np.int64)
+            wider[: self._standing.shape[0], : self._standing.shape[1]] = self._standing
+            self._standing = wider
+        self._kept.clear()
 
     def count(self, row: int, start: int, end: int, change: IntArray) -> None:
         """Count what a slot changes that came, or, with its amounts negative, went."""
@@ -84,7 +86,7 @@ class Levels:
 
     def standing(self) -> IntArray:
         """Return what is held now. Do not write to it."""
-        return self._cut(self._standing)
+        return self._standing[: self._entries.resources, : self._entries.rows]
 
     def at(self, instant: int) -> IntArray:
         """Return what is held at an instant after now, as an array of one's own."""
@@ -98,13 +100,13 @@ class Levels:
             if number < distance:
                 base, distance = kept, number
         if base is None:
-            sums, sign = self._standing, 1
+            sums, sign = self.standing(), 1
             starting, ending = starts.between(self.now, instant), ends.between(BEGINNING, instant)
         else:
             sums, sign = self._up_to_date(base), 1 if base.instant <= instant else -1
             early, late = min(base.instant, instant), max(base.instant, instant)
             starting, ending = starts.between(early, late), ends.between(early, late)
-        found = self._cut(sums).copy()
+        found = sums.copy()
         self._entries.add_to(found, starting, sign)
         self._entries.add_to(found, ending, -sign)
         if distance > NEAR and distance > (len(starts) + len(ends)) // (2 * KEPT):
@@ -114,16 +116,16 @@ class Levels:
     def _up_to_date(self, kept: _Kept) -> IntArray:
         for row, start, end, change in self._journal[kept.version - self._first :]:
             if start <= kept.instant < end:
-                kept.sums[:, row] += change
+                kept.sums[:, row] += change[: len(kept.sums)]
         kept.version = self._first + len(self._journal)
         return kept.sums
 
     def _keep(self, instant: int, sums: IntArray) -> None:
-        most = max(1, min(KEPT, KEPT_BYTES // self._standing.nbytes))
+        most = max(1, min(KEPT, KEPT_BYTES // max(1, sums.nbytes)))
         if len(self._kept) >= most:
             self._kept.remove(min(self._kept, key=lambda kept: kept.version))
         version = self._first + len(self._journal)
-        kept = _Kept(instant, self._wide(sums, self._standing.shape), version)
+        kept = _Kept(instant, sums.copy(), version)
         insort(self._kept, kept, key=lambda kept: kept.instant)
 
     def _forget(self) -> None:
@@ -131,12 +133,3 @@ class Levels:
         self._first += JOURNAL
         del self._journal[:JOURNAL]
         self._kept = [kept for kept in self._kept if kept.version >= self._first]
-
-    def _cut(self, sums: IntArray) -> IntArray:
-        return sums[: self._entries.resources, : self._entries.rows]
-
-    @staticmethod
-    def _wide(sums: IntArray, shape: tuple[int, ...]) -> IntArray:
-        wide = np.zeros(shape, dtype=np.int64)
-        wide[: sums.shape[0], : sums.shape[1]] = sums
-        return wide
