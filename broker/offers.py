@@ -1,4 +1,4 @@
-"""What would be accepted instead of a wish that does not fit: the same request in another pool, later, or smaller.
+"""What would be accepted instead of a wish that does not fit: the same elsewhere, later, preemptible, or less of it.
 
 An offer is a request that was tried: it passed placement and the tenant's limits just as CreateWorkspace would put it,
 so that it can be handed over as it is. It promises nothing; the generations of the answer say what was judged.
@@ -30,8 +30,14 @@ Try = Callable[[WorkspaceRequest], Plan | None]
 
 
 def offers(wanted: WorkspaceRequest, refused: NotNow | Never, tried: Try) -> list[Offer]:
-    """Alternatives to a wish that does not fit, the nearest to it first: all nodes now, all nodes later, fewer now."""
-    return [*_elsewhere(wanted, tried), *_later(wanted, refused, tried), *_fewer(wanted, tried)]
+    """Alternatives to a wish that does not fit, the nearest to it first: all nodes now, all nodes later, all nodes now
+    but not without a break, fewer now."""
+    return [
+        *_elsewhere(wanted, tried),
+        *_later(wanted, refused, tried),
+        *_preemptible(wanted, tried),
+        *_fewer(wanted, tried),
+    ]
 
 
 def _elsewhere(wanted: WorkspaceRequest, tried: Try) -> Iterator[Offer]:
@@ -64,6 +70,22 @@ def _later(wanted: WorkspaceRequest, refused: NotNow | Never, tried: Try) -> Ite
     if answer is not None:
         at = answer.start.isoformat(timespec="seconds")
         yield Offer(wanted=later, paths=tuple(paths), start=answer.start, message=f"all of it from {at} on, reserved")
+
+
+def _preemptible(wanted: WorkspaceRequest, tried: Try) -> Iterator[Offer]:
+    """Every node now, until room promised to others is due; it goes on when there is room again."""
+    if wanted.terms.preemptible:
+        return
+    giving = replace(wanted, terms=replace(wanted.terms, preemptible=True))
+    answer = tried(giving)
+    if answer is not None and answer.end is not None:
+        until = answer.end.isoformat(timespec="seconds")
+        yield Offer(
+            wanted=giving,
+            paths=("terms.preemptible",),
+            start=answer.start,
+            message=f"all of it now, until {until} at least; then it gives way and goes on when there is room",
+        )
 
 
 def _fewer(wanted: WorkspaceRequest, tried: Try) -> Iterator[Offer]:

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from broker.book import Book, Transaction
 from broker.core.accounting import AFTER, let_go
 from broker.core.clock import Clock
+from broker.core.gates import lease_length
 from broker.core.model import Notice, NoticeKind, Preemption, State, Workspace
 from broker.core.placement import PlacementRequest, Plan, PoolSnapshot, Window, fits
 from broker.core.policies import PolicySet, Victim
@@ -47,11 +48,19 @@ HOLDING: Final = frozenset(
 """States in which a workspace can be told to give way, though it may have to finish something first."""
 
 
+LONGEST_STAY: Final = timedelta(days=3650)
+
+SHORTEST_STAY: Final = timedelta(minutes=10)
+"""For less than that a preemptible workspace is not begun that will have to give way at a time known already."""
+
+
 class MadeRoom(Struct, frozen=True, kw_only=True):
-    """A plan that holds once these have let go, which they do by its `prepare`."""
+    """A plan that holds once these have let go, which they do by its `prepare`; or, without victims, one of a
+    workspace that has to give way itself when the plan ends, and whose lease would last until `end`."""
 
     plan: Plan
-    victims: tuple[Workspace, ...]
+    victims: tuple[Workspace, ...] = ()
+    end: datetime | None = None
 
 
 class Preempting:
@@ -100,16 +109,54 @@ class Preempting:
         assert answer is not None
         return MadeRoom(plan=answer, victims=tuple(victims))
 
-    def promise(self, tx: Transaction, made: MadeRoom, by: str, now: datetime) -> None:
-        """Writes down who gives way to whom, and tells them when that is soon."""
-        free = made.plan.prepare
+    def stay(
+        self,
+        record: Workspace,
+        request: PlacementRequest,
+        seen: Mapping[str, PoolSnapshot],
+        window: Window,
+        now: datetime,
+    ) -> MadeRoom | None:
+        """Where a preemptible workspace could be now though its room is promised to others later, and until when.
+
+        None if that is not for long enough. The longest stay is found by bisection, to the second.
+        """
+        length = lease_length(window, [seen[pool] for pool in sorted(self._where(request, seen))])
+        shortest = max(SHORTEST_STAY, 2 * self._notice(record))
+        found: Plan | None = None
+        low = int(shortest.total_seconds())
+        high = int((length or LONGEST_STAY).total_seconds())
+        while low < high:
+            middle = low if found is None else (low + high + 1) // 2
+            tried = replace(window, duration=timedelta(seconds=middle), open_ended=False)
+            answer = fits(request, seen, tried)
+            if answer is not None:
+                found, low = answer, middle
+            elif found is None:
+                return None
+            else:
+                high = middle - 1
+        if found is None:
+            return None
+        return MadeRoom(plan=found, end=None if length is None else now + length)
+
+    def promise(self, tx: Transaction, made: MadeRoom, draft: Workspace, now: datetime) -> Workspace:
+        """Writes down who gives way to whom, and tells them when that is soon; returns the workspace as it is then."""
         for victim in made.victims:
-            begin = max(now, free - self._suspending(victim))
-            told = max(now, begin - self._notice(victim))
-            given = replace(
-                victim, preemption=Preemption(by=by, notice_time=told, begin_time=begin, free_time=max(free, now))
-            )
-            tx.put(with_notice(given, now) if told <= now < begin else given)
+            given = self._giving_way(victim, draft.uid, made.plan.prepare, now)
+            assert given.preemption is not None
+            soon = given.preemption.notice_time <= now < given.preemption.begin_time
+            tx.put(with_notice(given, now) if soon else given)
+        if made.victims or made.plan.end is None:
+            return draft
+        return self._giving_way(replace(draft, end_time=made.end), "", made.plan.end, now)
+
+    def _giving_way(self, workspace: Workspace, by: str, free: datetime, now: datetime) -> Workspace:
+        begin = max(now, free - self._suspending(workspace))
+        told = max(now, begin - self._notice(workspace))
+        return replace(
+            workspace, preemption=Preemption(by=by, notice_time=told, begin_time=begin, free_time=max(free, now))
+        )
 
     # Inside
 

@@ -77,7 +77,8 @@ NOWHERE: Final = Place(position=0)
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """Where a request goes, or why not, with the pools as they were seen; `made`: if others give way for it."""
+    """Where a request goes, or why not, with the pools as they were seen; `made`: if others give way for it, or it
+    will have to."""
 
     answer: Plan | NotNow | Never
     seen: dict[str, PoolSnapshot]
@@ -144,6 +145,8 @@ class Queue:
             made = None
             if isinstance(answer, NotNow) and not record.terms.preemptible and self._book.preemptible:
                 made = self._preempting.room_for(asked, heeded, window, now)
+            elif isinstance(answer, NotNow) and record.terms.preemptible and window.immediate and not ahead:
+                made = self._preempting.stay(record, asked, heeded, window, now)
         if isinstance(answer, NotNow) and made is None and window.latest_start is not None:
             # Planned starts are soft: a start that can be promised for later need not heed them.
             with self._heeded([place for place in ahead if place.starved], seen) as heeded:
@@ -253,8 +256,7 @@ class Queue:
                     with self._book.transaction() as tx:
                         reserved = entry.reserved(made.plan, seen, now)
                         self._tenants.check(reserved.tenant, reserved, besides=entry.workspace)
-                        self._preempting.promise(tx, made, reserved.uid, now)
-                        tx.put(reserved)
+                        tx.put(self._preempting.promise(tx, made, reserved, now))
                     return True
         except BrokerError as error:  # its tenant's limits, mostly: that keeps nobody else waiting
             log.info("workspace=%s waits error=%s", entry.workspace.name, error)
