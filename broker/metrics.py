@@ -40,6 +40,12 @@ class Metrics:
         self.transitions = Counter(
             "node_transitions", "Node state changes", ["pool", "state", "cause"], registry=self.registry
         )
+        self.policy_failures = Counter(
+            "policy_failures",
+            "Times a third party's policy did not answer as it has to, and the default did: error, late, or answer",
+            ["kind", "name", "why"],
+            registry=self.registry,
+        )
         self._ok: dict[tuple[str, str], Counter] = {}  # looking a counter up by its labels costs more than counting
         self.watchers = Gauge("watchers", "Open watch streams", registry=self.registry)
 

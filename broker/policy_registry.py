@@ -31,6 +31,10 @@ class Kind(StrEnum):
         return f"workspace_broker.{self}s"
 
 
+class UnknownPolicy(LookupError):
+    """No policy of the kind has that name."""
+
+
 BUILT_IN: Final[Mapping[Kind, Mapping[str, Callable[[], Any]]]] = {
     Kind.QUEUE_ORDER: QUEUE_ORDERS,
     Kind.BACKFILL: BACKFILLS,
@@ -57,7 +61,7 @@ def names(kind: Kind) -> list[str]:
 
 
 def load(kind: Kind, name: str) -> Callable[[], Any]:
-    """What makes a policy. Raises LookupError naming the policies there are; a third party's import raises anything."""
+    """What makes a policy. Raises UnknownPolicy naming those there are; a third party's import may raise anything."""
     if name in BUILT_IN[kind]:
         return BUILT_IN[kind][name]
     brought = _brought(kind)
@@ -65,7 +69,7 @@ def load(kind: Kind, name: str) -> Callable[[], Any]:
         made: Callable[[], Any] = brought[name].load()
         return made
     known = sorted({*BUILT_IN[kind], *brought})
-    raise LookupError(
+    raise UnknownPolicy(
         f'no {kind.replace("_", " ")} is called "{name}"; there are: {", ".join(known) or "none"}'
         f"{did_you_mean(name, known)}"
     )
