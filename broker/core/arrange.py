@@ -134,14 +134,18 @@ def _choose(case: Case, room: Room, index: int, count: int) -> HostRows:
     if policy is Placement.ONE_PER_HOST and case.snapshot.policy is not Placement.ONE_PER_HOST:
         policy = case.snapshot.policy  # the rule says how many a host; the pool's policy, which hosts
     able = case.fitting(room, index)
+    pack = policy is Placement.PACK
+    own = case.snapshot.host_choice is not None and case.sets[index].placement in (None, Placement.ONE_PER_HOST)
+    if count == 1 and not own:
+        return _best(case, room, index, able, pack=pack)
     hosts = np.flatnonzero(able)
     if not len(hosts):
         return hosts
-    own = case.snapshot.host_choice is not None and case.sets[index].placement in (None, Placement.ONE_PER_HOST)
     ranks = _ranks(case, room, index, hosts) if own else None
-    pack = policy is Placement.PACK
-    if ranks is None:
-        ranks = _ranks_by(case, room, index, able, hosts, pack=pack, alone=count == 1)
+    if ranks is None and pack:
+        ranks = case.waste(room, index, hosts) + case.opening(room, hosts)
+    elif ranks is None:
+        ranks = -case.tightness(room, index, hosts)
     if count == 1:
         return hosts[[int(ranks.argmin())]]
     best_first = hosts[smallest(ranks, min(count, len(hosts)))]
@@ -161,23 +165,21 @@ def _choose(case: Case, room: Room, index: int, count: int) -> HostRows:
     return np.concatenate(chosen) if chosen else np.empty(0, dtype=np.intp)
 
 
-def _ranks_by(
-    case: Case, room: Room, index: int, able: BoolArray, hosts: HostRows, *, pack: bool, alone: bool
-) -> FloatArray:
-    """What our own policies say of the hosts that are able, the least of the best; `alone`: one is all that is asked
-    for.
-    """
-    most = 2 * len(hosts) > len(able)  # then it is quicker to work it out for all than to pick them out first
-    some = None if most else hosts
-    ranks = case.waste(room, index, some) if pack else -case.tightness(room, index, some)
-    if most:
-        ranks = ranks.take(hosts)
-    if pack:
-        best = int(ranks.argmin())
-        # That a host is empty only makes it worse, so who is best without that and is not empty stays the best.
-        if not alone or case.opening(room, hosts[best : best + 1])[0]:
-            ranks += case.opening(room, some).take(hosts) if most else case.opening(room, hosts)
-    return ranks
+def _best(case: Case, room: Room, index: int, able: BoolArray, *, pack: bool) -> HostRows:
+    """Return the host for one node by our own policies, out of those that are able; none if there are none."""
+    number = np.count_nonzero(able)
+    # To work it out for all hosts is quicker than to pick most of them out first.
+    hosts = np.flatnonzero(able) if 2 * number <= len(able) else None
+    if not number:
+        return np.empty(0, dtype=np.intp)
+    ranks = case.waste(room, index, hosts) if pack else -case.tightness(room, index, hosts)
+    if hosts is None and number < len(able):
+        ranks[~able] = np.inf
+    best: HostRows = ranks.argmin(axis=0, keepdims=True)
+    # That a host is empty only makes it worse, so who is best without that and is not empty stays the best.
+    if pack and case.opening(room, best if hosts is None else hosts.take(best))[0]:
+        best = (ranks + case.opening(room, hosts)).argmin(axis=0, keepdims=True)
+    return best if hosts is None else hosts.take(best)
 
 
 def _ranks(case: Case, room: Room, index: int, hosts: HostRows) -> FloatArray | None:

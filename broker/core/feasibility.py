@@ -244,7 +244,7 @@ def _new_case(snapshot: PoolSnapshot, sets: tuple[SetRequest, ...]) -> Case:
     pool_resources = tuple(dict.fromkeys(name for _, pool in held for name in pool))
     rules = [_rules(snapshot, wanted) for wanted in sets]
     hosts, slots = snapshot.hosts, snapshot.slots
-    columns = [hosts.columns.get(name) for name in resources]
+    columns = [hosts.columns.get(name, -1) for name in resources]
     needs = [[host.get(name, 0) for name in resources] for host, _ in held]
     return Case(
         snapshot=snapshot,
@@ -271,13 +271,13 @@ def _new_case(snapshot: PoolSnapshot, sets: tuple[SetRequest, ...]) -> Case:
     )
 
 
-def _rows(table: NDArray[Any], rows: Sequence[int | None], unknown: float) -> Any:
-    """Some rows of a table; one that is not there is all `unknown`. Not copied if they follow each other."""
-    known = [row for row in rows if row is not None]
-    if len(known) == len(rows):
-        return table[_as_rows(known)]
+def _rows(table: NDArray[Any], rows: Sequence[int], unknown: float) -> Any:
+    """Some rows of a table; -1: one that is not there, all `unknown`. Not copied if they follow each other."""
+    if -1 not in rows:
+        return table[_as_rows(rows)]
     chosen = np.full((len(rows), table.shape[1]), unknown, dtype=table.dtype)
-    chosen[[at for at, row in enumerate(rows) if row is not None]] = table[known]
+    known = [at for at, row in enumerate(rows) if row >= 0]
+    chosen[known] = table[[rows[at] for at in known]]
     return chosen
 
 
