@@ -90,6 +90,8 @@ class Pool:
         self._known: dict[str, ObservedHost] = {}
         self.durations = Durations()
         """How long actions took here."""
+        self.tightened: set[str] = set()
+        """Hosts that were found to have less room than before, until somebody has seen to it."""
 
     @property
     def slots(self) -> SlotTable:
@@ -148,7 +150,8 @@ class Pool:
         self.refresh_time = now
         self.last_error = None
         if changed:
-            self._known = {host.name: host for host in inventory.hosts}
+            before, self._known = self._known, {host.name: host for host in inventory.hosts}
+            self.tightened.update(name for name, host in self._known.items() if _less(host, before.get(name)))
             self.hosts_version += 1
             self._hosts = None
             self._book.generations[self.name] += 1
@@ -277,3 +280,13 @@ class Pool:
         """Whether a host is there and takes new nodes."""
         known = self._known.get(host)
         return known is not None and known.state is HostState.ACTIVE and not self.cordoned(host)
+
+
+def _less(host: ObservedHost, before: ObservedHost | None) -> bool:
+    """Whether there is less room on a host than before, or more of it in strangers' hands."""
+    if before is None or host is before:
+        return False
+    return any(
+        host.total.get(name, 0) - host.foreign.get(name, 0) < total - before.foreign.get(name, 0)
+        for name, total in before.total.items()
+    )

@@ -117,7 +117,7 @@ class Queue:
         self._entries: dict[str, Entry] = {}
         self._places: dict[str, Place] = {}  # in the order of the last pass
         self._freed = 0  # what the book had given back when a pass began last
-        self._joined = False  # whether somebody waits since then
+        self._joined = True  # whether somebody waits since then, or nobody has looked yet
         self._awake = asyncio.Event()
 
     # What others see

@@ -22,6 +22,7 @@ from broker.core.errors import BrokerError, Reason
 from broker.core.model import NodeKey, Task, Workspace
 from broker.engine.breaker import Breaker
 from broker.engine.driver import Driver
+from broker.engine.ensembles import EnsembleExpiry
 from broker.engine.expiry import Expiry
 from broker.engine.fault_points import FaultPoint, nowhere
 from broker.engine.observer import Observer
@@ -69,6 +70,7 @@ class Engine:
         self.queue = queue
         self.expiry = Expiry(pools, book, clock, queue, self.reservations, keep_records=keep_records)
         self._freed = 0  # what the book had given back when that was looked at last
+        self.ensembles = EnsembleExpiry(book, clock, self.expiry.clock_watch, keep_records=keep_records)
         self.work: dict[str, PoolWork] = {}
         for name, pool in pools.items():
             breaker = Breaker(pool, clock, metrics)
@@ -94,6 +96,7 @@ class Engine:
         self._loops: list[asyncio.Task[None]] = []
         book.on_task = self._on_task
         book.on_lost = self._lost.set
+        book.on_ensemble = self.ensembles.watch
         book.fault_point = fault_point
         book.on_workspace += [self.expiry.watch, queue.changed, self._on_change]
 
@@ -104,6 +107,7 @@ class Engine:
             await work.pool.backend.open()
             self._loops.append(asyncio.create_task(work.observer.run(), name=f"observe {work.pool.name}"))
         self._loops.append(asyncio.create_task(self.expiry.run(), name="expiry"))
+        self._loops.append(asyncio.create_task(self.ensembles.run(), name="ensembles"))
         self._loops.append(asyncio.create_task(self.queue.run(), name="queue"))
         self._loops.append(asyncio.create_task(self._look_again(), name="look again"))
         self._take_up()
@@ -122,6 +126,7 @@ class Engine:
             self._take_up()
             for workspace in self._book.workspaces.values():
                 self.expiry.watch(workspace)
+            self.ensembles.watch_all()
 
     def _doubt_interrupted(self) -> None:
         """A step that was being tried when the broker stopped may have been carried out."""

@@ -58,8 +58,10 @@ class Reservations:
             (self._book.workspaces[uid] for uid in among),
             key=lambda each: (each.start_time or each.create_time, each.uid),
         ):
+            suspect = workspace.uid in self._in_danger
             self._in_danger.discard(workspace.uid)
             stranded = [node for node in workspace.nodes if self._stranded(node)]
+            stranded = stranded or self._crowded(workspace, now, suspect=suspect)
             told = any(notice.kind is NoticeKind.AT_RISK for notice in workspace.notices)
             if stranded:
                 self._in_danger.add(workspace.uid)
@@ -68,20 +70,36 @@ class Reservations:
             elif told:
                 self._put(replace(workspace, notices=without(workspace.notices, NoticeKind.AT_RISK)))
         self._in_danger &= reserved
+        for pool in self._pools.values():
+            pool.tightened.clear()
 
     def _stranded(self, node: Node) -> bool:
         pool = self._pools.get(node.pool)
         return pool is not None and not node.state.final and not pool.usable(node.host)
 
+    def _crowded(self, workspace: Workspace, now: datetime, *, suspect: bool) -> list[Node]:
+        """Nodes on hosts that others have taken so much of that not everyone finds the room they were promised; looked
+        for where a host has less than before, or (`suspect`) was found so at the last look."""
+        start = max(workspace.prepare_time or now, now)
+        if workspace.end_time is not None and workspace.end_time <= start:
+            return []
+        return [
+            node
+            for node in workspace.nodes
+            if not node.state.final
+            and (suspect or node.host in self._pools[node.pool].tightened)
+            and lacking_room(self._pools, replace(workspace, nodes=(node,)), start, workspace.end_time, now, held=True)
+        ]
+
     def _move(self, workspace: Workspace, stranded: Sequence[Node], now: datetime, *, told: bool) -> None:
-        start = workspace.prepare_time or workspace.start_time or now
+        start = max(workspace.start_time or now, now)
         window = Window(
-            start=max(start, now),
+            start=start,
             duration=workspace.end_time - start if workspace.end_time is not None else None,
             open_ended=workspace.end_time is None,
         )
-        # What they hold lies on hosts that take nothing, so it stands in nobody's way.
-        request = nodes_again(workspace, stranded, still_held=True)
+        # What they hold lies on hosts that take nothing of them, so it stands in nobody's way.
+        request = nodes_again(workspace, stranded, still_held=True, exclude={node.host for node in stranded})
         answer = fits(request, snapshots_for_their_own(self._pools.values(), now), window)
         if answer is not None:
             nodes = list(workspace.nodes)

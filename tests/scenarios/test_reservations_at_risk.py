@@ -3,7 +3,8 @@
 Cases: another host takes it, long before its start, and the room on the first is free again; no other has room: a
 warning now, still RESERVED, and it is taken back when the host comes back or when another is free; two in danger and
 room for one: the one that begins first has it; a host that is cordoned; a group whose nodes must not meet; a pool that
-does not answer changes nothing; others' leases at another time do not stand in the way.
+does not answer changes nothing; others' leases at another time do not stand in the way; strangers that take its room
+on a host that is well; room that is not free yet when it is due.
 """
 
 from __future__ import annotations
@@ -139,3 +140,36 @@ async def test_silence_moves_nothing_and_warns_of_nothing(tmp_path: Path) -> Non
         await broker.eventually(lambda: broker.broker.pools["lab"].reachable.is_set(), lambda up: not up, step=1.0)
         seen = await broker.get(wanted.name)
         assert (hosts(seen), kinds(seen)) == (["1"], [])
+
+
+async def test_room_that_strangers_take_on_a_host_that_is_well_is_seen_before_the_start(tmp_path: Path) -> None:
+    async with running(tmp_path, TWO_HOSTS, clock=ManualClock(START)) as broker:
+        wanted = await reserved(broker)
+        hand = broker.backend().by_hand
+        hand.set_foreign("lab-host-1", {"cpu": 1000})
+        moved = await looked(broker, wanted.name)
+        assert (hosts(moved), kinds(moved)) == (["2"], [])
+        hand.set_foreign("lab-host-2", {"cpu": 1000})
+        warned = await looked(broker, wanted.name)
+        assert (hosts(warned), kinds(warned)) == (["2"], [AT_RISK])
+        hand.set_foreign("lab-host-2", {})
+        safe = await looked(broker, wanted.name)
+        assert (hosts(safe), kinds(safe)) == (["2"], [])
+
+
+async def test_a_reservation_whose_room_is_not_free_when_it_is_due_waits_and_its_owner_is_told(tmp_path: Path) -> None:
+    one_host = LAB.replace("count = 4", "count = 1")
+    async with running(tmp_path, one_host, clock=ManualClock(START)) as broker:
+        clock: Any = broker.broker.clock
+        before = await broker.create(cpu=8000, terms=lasting(2 * HOUR))
+        await broker.until(before.name, "RUNNING")
+        wanted = await reserved(broker)
+        broker.backend().by_hand.fail("transient", "terminate", count=200)
+        await clock.advance(2 * HOUR.total_seconds() + 8)
+        late = await broker.get(wanted.name)
+        assert (late.state, kinds(late)) == (pb.Workspace.STATE_RESERVED, [AT_RISK])
+        assert (await broker.get(before.name)).state == pb.Workspace.STATE_TERMINATING
+        broker.backend().by_hand.faults.clear()
+        started = await broker.until(wanted.name, "RUNNING", step=5, timeout=40)
+        assert kinds(started) == []
+        assert started.end_time == wanted.end_time  # it is late, not longer
