@@ -14,12 +14,14 @@ from uuid import uuid4
 
 from backends import registry
 from backends.base import BackendContext
+from broker.admission import Admission
 from broker.book import Book
 from broker.config import Settings
 from broker.core.clock import Clock, SystemClock
 from broker.core.policies import BACKFILLS, QUEUE_ORDERS, VICTIM_CHOICES
 from broker.engine.engine import Engine
 from broker.engine.fault_points import FaultPoint, nowhere
+from broker.ensembles import Ensembles
 from broker.events import EventLog
 from broker.ledger import Ledger
 from broker.metrics import Metrics
@@ -111,6 +113,17 @@ class Assembly:
             fault_point=self._fault_point,
         )
         ledger = Ledger(self.book, self.clock)
+        admission = Admission(self.book, self.pools, self.tenants, preempting)
+        self.ensembles = Ensembles(
+            self.book,
+            self.pools,
+            self.clock,
+            self.tenants,
+            ledger,
+            self.queue,
+            admission,
+            new_uid=self._new_uid,
+        )
         self.workspaces = Workspaces(
             self.book,
             self.pools,
@@ -119,7 +132,8 @@ class Assembly:
             self.tenants,
             ledger,
             self.queue,
-            preempting,
+            admission,
+            self.ensembles,
             new_uid=self._new_uid,
         )
         self.verbs = Verbs(self.book, self.pools, self.clock, self.tenants, ledger, self.queue)

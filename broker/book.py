@@ -240,8 +240,9 @@ class Book:
             self._replace(Table.REQUESTS, record.key, record)
         for ensemble in stored.ensembles:
             self._replace(Table.ENSEMBLES, ensemble.uid, ensemble)
-        newest = max((record.revision for record in (*stored.workspaces, *stored.ensembles)), default=0)
-        self.revision = max(newest, int(self.settings.get(REVISION_KEY, "0")))
+        revisions = [workspace.revision for workspace in stored.workspaces]
+        revisions += [ensemble.revision for ensemble in stored.ensembles]
+        self.revision = max([*revisions, int(self.settings.get(REVISION_KEY, "0"))])
         compacted = int(self.settings.get(COMPACTED_KEY, "0"))
         self.events.restore(stored.workspaces, self.revision, compacted, self._clock.now())
 

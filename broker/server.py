@@ -119,6 +119,7 @@ class Broker(Assembly):
             tenants=self.tenants,
             operators=self.operators,
             strays=self.strays,
+            ensembles=self.ensembles,
         )
         workspace_grpc.add_WorkspaceServiceServicer_to_server(
             WorkspaceService(self._calls, use_cases, shown, self.book, self.settings, self.clock, tokens, self.metrics),

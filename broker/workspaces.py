@@ -16,15 +16,15 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from backends.base import Action
+from broker.admission import Admission
 from broker.book import Book, Transaction
 from broker.core.clock import Clock
 from broker.core.errors import (
     BrokerError,
+    FieldsInvalid,
     FieldViolation,
     Reason,
     not_found,
-    overloaded,
     shutting_down,
 )
 from broker.core.model import State, Workspace
@@ -35,7 +35,7 @@ from broker.core.requests import (
     WaitRequest,
     WorkspaceRequest,
 )
-from broker.engine.tasks import begin
+from broker.ensembles import Ensembles
 from broker.ledger import Call, Ledger
 from broker.metrics import Metrics
 from broker.offers import Offer, offers
@@ -48,9 +48,8 @@ from broker.placing import (
     window,
 )
 from broker.pools import Pool
-from broker.preempting import Preempting
 from broker.queue import Queue
-from broker.references import check_references, unknown_references
+from broker.references import unknown_references
 from broker.tenants import Tenants
 
 HOSTS_SHOWN: Final = 50
@@ -81,7 +80,8 @@ class Workspaces:
         tenants: Tenants,
         ledger: Ledger,
         queue: Queue,
-        preempting: Preempting,
+        admission: Admission,
+        ensembles: Ensembles,
         *,
         new_uid: Callable[[], str],
     ) -> None:
@@ -93,7 +93,8 @@ class Workspaces:
         self._tenants = tenants
         self._ledger = ledger
         self._queue = queue
-        self._preempting = preempting
+        self._admission = admission
+        self._ensembles = ensembles
         self._new_uid = new_uid
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._ending = False
@@ -190,12 +191,14 @@ class Workspaces:
         self._tenants.check(record.tenant, placed(record, answer, seen, now))
 
     def unknown(self, wanted: WorkspaceRequest) -> list[FieldViolation]:
-        """Every name in a request that no pool it could go to knows."""
-        return unknown_references(wanted, self._pools)
+        """Every name in a request that no pool it could go to knows, and an ensemble that is not there."""
+        return [*unknown_references(wanted, self._pools), *self._ensembles.unknown(wanted)]
 
     def _asked(self, tenant: str, wanted: WorkspaceRequest) -> PlacementRequest:
-        """The request in placement's terms. Raises FieldsInvalid for names that no pool knows."""
-        check_references(wanted, self._pools)
+        """The request in placement's terms. Raises FieldsInvalid for names that nobody knows."""
+        violations = self.unknown(wanted)
+        if violations:
+            raise FieldsInvalid(violations)
         return placement_request(wanted, self._tenants.allowed_pools(tenant))
 
     # Create
@@ -227,18 +230,13 @@ class Workspaces:
             raise BrokerError(Reason.NAME_TAKEN, f"{name} is there already; choose another name", resource=name)
         record = unplaced(request.tenant, workspace_id, wanted, now, uid)
         self._tenants.check_priority(request.tenant, wanted.terms.priority)
+        if wanted.ensemble is not None:
+            return self._ensembles.add(tx, wanted.ensemble, record, asked, now)
         tried = self._queue.ask(record, asked, window(wanted, now), now)
         if tried.plan is None:
             return self._wait(tx, record, tried.answer, now)
         _check_generations(tried.plan, request.if_pool_generations)
-        self._check_queues(tried.plan)
-        draft = placed(record, tried.plan, tried.seen, now, reserved=tried.made is not None)
-        self._tenants.check(request.tenant, draft)
-        if tried.made is not None:
-            self._preempting.promise(tx, tried.made, uid, now)
-        if draft.state is State.RESERVED:
-            return tx.put(draft)
-        return begin(tx, self._pools, draft, {node.index: Action.CREATE for node in draft.nodes}, now)
+        return self._admission.admit(tx, record, tried, now)
 
     def _wait(self, tx: Transaction, record: Workspace, answer: Plan | NotNow | Never, now: datetime) -> Workspace:
         """Queues what does not fit now, where its terms allow it. Raises NO_CAPACITY and its like where not."""
@@ -250,13 +248,6 @@ class Workspaces:
         waiting = tx.put(replace(record, waiting_since=now))
         self._queue.join(waiting, answer)
         return waiting
-
-    def _check_queues(self, answer: Plan) -> None:
-        """Refuses what would make a pool's work longer than its bound. Raises OVERLOADED."""
-        for assignment in answer.assignments:
-            bound = self._pools[assignment.pool].settings.max_tasks
-            if len(self._book.pool_tasks[assignment.pool]) + len(assignment.hosts) > bound:
-                raise overloaded(f"nodes of pool {assignment.pool}", bound)
 
 
 def _described(wanted: Workspace) -> str:

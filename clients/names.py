@@ -56,6 +56,13 @@ def workspace_name(workspace: str, tenant: str = "default") -> str:
     return f"{tenant_name(tenant)}/workspaces/{quote(workspace, safe='')}"
 
 
+def ensemble_name(ensemble: str, tenant: str = "default") -> str:
+    """`tenants/{tenant}/ensembles/{ensemble}`, of a short or a full name."""
+    if re.fullmatch(r"tenants/[^/]+/ensembles/[^/]+", ensemble):
+        return ensemble
+    return f"{tenant_name(tenant)}/ensembles/{quote(ensemble, safe='')}"
+
+
 def pool_name(pool: str) -> str:
     """`pools/{pool}`, of a short or a full name."""
     return pool if re.fullmatch(r"pools/[^/]+", pool) else f"pools/{quote(pool, safe='')}"

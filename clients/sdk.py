@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Self
 
@@ -30,11 +30,21 @@ from google.rpc import status_pb2
 from workspacebroker.v1 import pool_service_pb2 as pool_api
 from workspacebroker.v1 import tenant_service_pb2 as tenant_api
 from workspacebroker.v1 import workspace_service_pb2 as api
-from workspacebroker.v1.resources_pb2 import Host, Image, LeaseTerms, Network, Pool, Tenant, Workspace
+from workspacebroker.v1.resources_pb2 import Ensemble, Host, Image, LeaseTerms, Network, Pool, Tenant, Workspace
 
 from clients.aio import AsyncClient
 from clients.errors import BrokerError, RevisionCompacted, TransportError, Unavailable, from_rpc_error, from_status
-from clients.names import FINAL, RESTING, VERBS, State, host_name, pool_name, tenant_name, workspace_name
+from clients.names import (
+    FINAL,
+    RESTING,
+    VERBS,
+    State,
+    ensemble_name,
+    host_name,
+    pool_name,
+    tenant_name,
+    workspace_name,
+)
 from clients.transport import (
     CALL_SECONDS,
     DEFAULT_SERVER,
@@ -59,6 +69,7 @@ __all__ = [
     "State",
     "WaitResult",
     "channel_options",
+    "ensemble_name",
     "host_name",
     "new_request_id",
     "pool_name",
@@ -373,6 +384,32 @@ class Client:
             return self._met and error.code in passing
         return isinstance(error, Unavailable)
 
+    # Ensembles
+
+    def create_ensemble(
+        self, parent: str, ensemble_id: str = "", *, expire_time: datetime | None = None, request_id: str = ""
+    ) -> Ensemble:
+        """Opens an ensemble of `tenants/{tenant}`: workspaces created with its name wait until it is sealed."""
+        request = api.CreateEnsembleRequest(parent=parent, ensemble_id=ensemble_id, request_id=request_id)
+        if expire_time is not None:
+            request.ensemble.expire_time.FromDatetime(expire_time)
+        return _ensemble(self.call(request))
+
+    def ensemble(self, name: str) -> Ensemble:
+        """Reads one ensemble."""
+        return _ensemble(self.call(api.GetEnsembleRequest(name=name)))
+
+    def seal_ensemble(self, name: str, *, request_id: str = "", etag: str = "") -> api.SealEnsembleResponse:
+        """Places all its workspaces or none."""
+        answer: api.SealEnsembleResponse = self.call(
+            api.SealEnsembleRequest(name=name, request_id=request_id, etag=etag)
+        )
+        return answer
+
+    def cancel_ensemble(self, name: str, *, request_id: str = "", etag: str = "") -> Ensemble:
+        """Gives up an open ensemble and its workspaces."""
+        return _ensemble(self.call(api.CancelEnsembleRequest(name=name, request_id=request_id, etag=etag)))
+
     # Pools and tenants
 
     def pools(self) -> Iterator[Pool]:
@@ -441,6 +478,11 @@ class Client:
         """A tenant with its limits and use."""
         answer: tenant_api.GetTenantResponse = self.call(tenant_api.GetTenantRequest(name=name))
         return answer.tenant
+
+
+def _ensemble(answer: Any) -> Ensemble:
+    ensemble: Ensemble = answer.ensemble
+    return ensemble
 
 
 def _workspace(answer: Any) -> Workspace:

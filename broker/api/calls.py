@@ -98,7 +98,9 @@ def create_request(
         validate_only=message.validate_only,
         if_pool_generations=kept,
     )
-    _check_with(problems, request.workspace, unknown)
+    if kept and message.workspace.ensemble:
+        problems.add(at, FieldReason.CONFLICT, "excludes workspace.ensemble: nothing is placed before its seal")
+    _check_with(problems, request.tenant, request.workspace, unknown)
     return request
 
 
@@ -118,12 +120,15 @@ def check_request(
         include_hosts=message.include_hosts,
         include_offers=message.include_offers,
     )
-    _check_with(problems, request.workspace, unknown)
+    _check_with(problems, request.tenant, request.workspace, unknown)
     return request
 
 
-def _check_with(problems: Problems, workspace: WorkspaceRequest, unknown: Unknown) -> None:
-    """Raises FieldsInvalid if a field is bad, naming also what no pool knows; a field is named once."""
+def _check_with(problems: Problems, tenant: str, workspace: WorkspaceRequest, unknown: Unknown) -> None:
+    """Raises FieldsInvalid if a field is bad, naming also what nobody knows; a field is named once."""
+    if tenant and workspace.ensemble is not None and workspace.ensemble[0] != tenant:
+        at = f"{workspace.path}.ensemble"
+        problems.add(at, FieldReason.CONFLICT, f"{names.ensemble_name(*workspace.ensemble)} is another tenant's")
     if problems.found:
         named = {violation.path for violation in problems.found}
         problems.found.extend(each for each in unknown(workspace) if each.path not in named)

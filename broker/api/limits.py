@@ -50,6 +50,10 @@ class Limits:
         default=timedelta(days=36_525),
         metadata={"says": "length of a lease, and distance of any instant from now"},
     )
+    ensemble: timedelta = field(
+        default=timedelta(days=7),
+        metadata={"says": "from its creation until an open ensemble expires; 1 h unless it says so"},
+    )
     past: timedelta = field(
         default=timedelta(seconds=60),
         metadata={"says": "by which a start may lie in the past and still mean now: clocks differ"},

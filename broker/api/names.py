@@ -2,8 +2,9 @@
 
     pools/{pool}   pools/{pool}/hosts/{host}   pools/{pool}/strays/{stray}
     tenants/{tenant}   tenants/{tenant}/workspaces/{workspace}   tenants/- (a parent only: all one may see)
+    tenants/{tenant}/ensembles/{ensemble}
 
-Pool, tenant and workspace are ids of the broker's form; host and stray are the backend's own words,
+Pool, tenant, workspace and ensemble are ids of the broker's form; host and stray are the backend's own words,
 percent-encoded here and nowhere else. A name of another form is a violation of the field it stands in,
 whose path the caller gives; whether the thing exists is not asked here.
 """
@@ -46,6 +47,11 @@ def workspace_name(tenant: str, workspace: str) -> str:
     return f"tenants/{tenant}/workspaces/{workspace}"
 
 
+def ensemble_name(tenant: str, ensemble: str) -> str:
+    """tenants/{tenant}/ensembles/{ensemble}."""
+    return f"tenants/{tenant}/ensembles/{ensemble}"
+
+
 def pool(text: str, path: str = "name") -> str:
     """The pool of pools/{pool}."""
     return _ids(text, path, "pools/{pool}", "pools")[0]
@@ -85,6 +91,12 @@ def tenants(text: str, path: str = "parent") -> str | None:
 def workspace(text: str, path: str = "name") -> tuple[str, str]:
     """Tenant and workspace of tenants/{tenant}/workspaces/{workspace}."""
     owner, own = _ids(text, path, "tenants/{tenant}/workspaces/{workspace}", "tenants", "workspaces")
+    return owner, own
+
+
+def ensemble(text: str, path: str = "name") -> tuple[str, str]:
+    """Tenant and ensemble of tenants/{tenant}/ensembles/{ensemble}."""
+    owner, own = _ids(text, path, "tenants/{tenant}/ensembles/{ensemble}", "tenants", "ensembles")
     return owner, own
 
 

@@ -15,7 +15,6 @@ from broker.api.fields import Problems
 from broker.core.errors import FieldReason
 
 NOT_OFFERED: Final[Mapping[str, Callable[[Any], bool]]] = {
-    "ensemble": lambda workspace: bool(workspace.ensemble),
     "initial_state": lambda workspace: bool(workspace.initial_state == pb.Workspace.STATE_STOPPED),
     "node_sets[].key_pairs": lambda nodes: bool(nodes.key_pairs),
 }

@@ -57,6 +57,8 @@ def workspace(
     )
     if ws.labels:
         shown.labels.update(ws.labels)
+    if ws.ensemble:
+        shown.ensemble = names.ensemble_name(ws.tenant, ws.ensemble)
     for each in ws.node_sets:
         shown.node_sets.append(node_set(each))
     _fill_terms(shown.terms, ws.terms)

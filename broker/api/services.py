@@ -15,6 +15,7 @@ from workspacebroker.v1 import workspace_service_pb2 as calls_pb
 from workspacebroker.v1 import workspace_service_pb2_grpc as calls_grpc
 
 from broker.api import calls, names
+from broker.api.ensembles import EnsembleCalls
 from broker.api.enums import OUTCOMES, STATES
 from broker.api.pages import PageTokens
 from broker.api.serving import WAIT, Calls, Context, Shown, UseCases, answered
@@ -44,7 +45,7 @@ _LISTED: Final = number_of(calls_pb.ListWorkspacesResponse, "workspaces")
 _CHANGED: Final = number_of(calls_pb.WatchWorkspacesResponse, "workspace")
 
 
-class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
+class WorkspaceService(EnsembleCalls, calls_grpc.WorkspaceServiceServicer):
     """For tenants."""
 
     def __init__(
@@ -63,6 +64,7 @@ class WorkspaceService(calls_grpc.WorkspaceServiceServicer):
         self._verbs = use_cases.verbs
         self._updates = use_cases.updates
         self._tenants = use_cases.tenants
+        self._ensembles = use_cases.ensembles
         self._shown = shown
         self._book = book
         self._known = KnownSets(settings.instance_types)

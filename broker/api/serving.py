@@ -28,6 +28,7 @@ from broker.core.errors import BrokerError, Reason, overloaded, shutting_down
 from broker.core.model import Task, Workspace
 from broker.core.whole import workspace_state
 from broker.engine.engine import Engine
+from broker.ensembles import Ensembles
 from broker.operators import Operators
 from broker.queue import NOWHERE, Place, Queue
 from broker.strays import Strays
@@ -191,10 +192,13 @@ class UseCases:
     tenants: Tenants
     operators: Operators
     strays: Strays
+    ensembles: Ensembles
 
 
 def _message(workspace: Workspace) -> str:
     """Why the state is what it is, where its nodes differ or it waits."""
     if workspace.notices and workspace.state.value == "PENDING":
         return workspace.notices[0].message
+    if workspace.awaits_seal:
+        return f"waits for ensemble {workspace.ensemble} to be sealed"
     return workspace_state(workspace.nodes, started=workspace.started).message

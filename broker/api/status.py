@@ -105,6 +105,7 @@ _RESOURCE_TYPES: Final = {
     "strays": "Stray",
     "tenants": "Tenant",
     "workspaces": "Workspace",
+    "ensembles": "Ensemble",
 }
 
 

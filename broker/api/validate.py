@@ -16,6 +16,7 @@ from typing import Final
 from workspacebroker.v1 import resources_pb2 as pb
 from workspacebroker.v1 import workspace_service_pb2 as calls_pb
 
+from broker.api import names
 from broker.api.enums import PLACEMENTS_IN
 from broker.api.fields import Problems, keyed, nearest, shown
 from broker.api.limits import LIMITS, Limits
@@ -113,8 +114,17 @@ class WorkspaceReader:
             initial_state=problems.choice(
                 f"{path}.initial_state", message.initial_state, INITIAL_STATES, State.RUNNING
             ),
+            ensemble=self.ensemble(message, path) if message.ensemble else None,
             path=path,
         )
+
+    def ensemble(self, message: pb.Workspace, path: str) -> tuple[str, str] | None:
+        """The ensemble it is placed with."""
+        at = f"{path}.ensemble"
+        if message.terms.HasField("queue_until"):
+            self.problems.add(at, FieldReason.CONFLICT, "excludes terms.queue_until: it waits for the ensemble's seal")
+        tenant, ensemble = self.problems.attempt(names.ensemble, message.ensemble, at, ("", ""))
+        return (tenant, ensemble) if ensemble else None
 
     def node_sets(self, message: pb.Workspace, path: str, end_action: EndAction) -> tuple[NodeSet, ...]:
         """The sets, their names and how many nodes they make."""

@@ -69,6 +69,7 @@ class FieldReason(StrEnum):
     DUPLICATE = "DUPLICATE"
     CONFLICT = "CONFLICT"
     IN_THE_PAST = "IN_THE_PAST"
+    UNKNOWN_ENSEMBLE = "UNKNOWN_ENSEMBLE"
 
 
 class FieldViolation(Struct, frozen=True, kw_only=True):

@@ -62,7 +62,7 @@ class WorkspaceRequest(Struct, frozen=True, kw_only=True):
     parameters: dict[str, TypedValue] = field(default_factory=dict)
     optional_parameters: tuple[str, ...] = ()
     initial_state: State = State.RUNNING
-    ensemble: str = ""  # the id of one of the tenant's own
+    ensemble: tuple[str, str] | None = None  # tenant and id
     path: str = "workspace"
 
     @property

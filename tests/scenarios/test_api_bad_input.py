@@ -111,9 +111,9 @@ TABLE: dict[str, tuple[Change, dict[str, str]]] = {
         lambda r, ws, ns: setattr(ws, "initial_state", pb.Workspace.STATE_FAILED),
         {"workspace.initial_state": "UNKNOWN_VALUE"},
     ),
-    "an ensemble, not offered": (
+    "an ensemble that is not there": (
         lambda r, ws, ns: setattr(ws, "ensemble", "tenants/default/ensembles/e"),
-        {"workspace.ensemble": "UNKNOWN_VALUE"},
+        {"workspace.ensemble": "UNKNOWN_ENSEMBLE"},
     ),
     # Numbers
     "count missing": (lambda r, ws, ns: ns.ClearField("count"), {f"{SET}.count": "REQUIRED"}),

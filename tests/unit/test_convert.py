@@ -330,7 +330,7 @@ BAD: list[tuple[str, Edit, str, str]] = [
     ("end action", _terms(end_action=9), "workspace.terms.end_action", "UNKNOWN_VALUE"),
     ("queue in the past", _terms(queue_until=at(-5)), "workspace.terms.queue_until", "IN_THE_PAST"),
     ("queue and start", _terms(queue_until=at(9), start_time=at(5)), "workspace.terms.queue_until", "CONFLICT"),
-    ("ensemble", lambda w: setattr(w, "ensemble", "a"), "workspace.ensemble", "UNKNOWN_VALUE"),
+    ("ensemble", lambda w: setattr(w, "ensemble", "a"), "workspace.ensemble", "BAD_CHARACTERS"),
     ("staged", lambda w: setattr(w, "initial_state", 10), "workspace.initial_state", "UNKNOWN_VALUE"),
     ("saving", lambda w: setattr(w, "initial_state", 13), "workspace.initial_state", "UNKNOWN_VALUE"),
     ("state 99", lambda w: setattr(w, "initial_state", 99), "workspace.initial_state", "UNKNOWN_VALUE"),

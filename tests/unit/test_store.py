@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from broker.book import Book
 from broker.core.clock import ManualClock
 from broker.core.errors import BrokerError, Reason
-from broker.core.model import Node, NodeSet, RequestRecord, State, Terms, Workspace
+from broker.core.model import Ensemble, EnsembleState, Node, NodeSet, RequestRecord, State, Terms, Workspace
 from broker.events import EventLog
 from broker.store.base import Row, StoreProblem, Table
 from broker.store.sqlite import MIGRATIONS, SqliteStore
@@ -285,6 +285,64 @@ async def test_a_file_of_the_first_version_is_brought_up(tmp_path: Path) -> None
     store, book = open_book(path)
     assert book.workspaces == {"u1": changed}
     assert "draining/lab" not in book.settings
+    store.close()
+
+
+async def test_a_file_of_the_second_version_is_brought_up_and_takes_ensembles(tmp_path: Path) -> None:
+    path = tmp_path / "broker.db"
+    with sqlite3.connect(path) as db:
+        db.executescript("".join(MIGRATIONS[:2]))
+        db.execute("INSERT INTO workspaces (record) VALUES (?)", (msgspec.json.encode(workspace("u1")).decode(),))
+        db.execute("INSERT INTO settings (key, record) VALUES ('draining/lab', '1')")
+        db.execute("PRAGMA user_version = 2")
+    db.close()
+    store, book = open_book(path)
+    assert (book.workspaces, book.settings) == ({"u1": workspace("u1")}, {"draining/lab": "1"})
+    assert book.ensembles == {}
+    opened = Ensemble(uid="e1", tenant="default", id="pair", create_time=NOW, expire_time=NOW, workspaces=("u1",))
+    with book.transaction() as tx:
+        tx.put_ensemble(replace(opened, uid="e2", id="other"))
+        written = tx.put_ensemble(opened)
+    await tx.durable()
+    store.close()
+
+    store, book = open_book(path)
+    assert store.pragma("user_version") == 3
+    assert book.ensembles["e1"] == written
+    assert book.find_ensemble("default", "pair") == written
+    assert book.revision == written.revision > book.ensembles["e2"].revision
+    record = RequestRecord(tenant="default", method="SealEnsemble", request_id="r1", digest="d", uid="e1", time=NOW)
+    with book.transaction() as tx:
+        tx.remember(record)
+    with book.transaction() as tx:
+        tx.forget_ensemble(written)
+    await tx.durable()
+    revision = book.revision
+    store.close()
+    store, book = open_book(path)
+    assert set(book.ensembles) == {"e2"}
+    assert book.find_ensemble("default", "pair") is None
+    assert (book.requests, book.revision) == ({}, revision)
+    store.close()
+
+
+async def test_a_refused_change_of_an_ensemble_is_taken_back(tmp_path: Path) -> None:
+    store, book = open_book(tmp_path / "broker.db")
+    opened = Ensemble(uid="e1", tenant="default", id="pair", create_time=NOW, expire_time=NOW)
+    with book.transaction() as tx:
+        written = tx.put_ensemble(opened)
+
+    def change_mind() -> None:
+        with book.transaction() as tx:
+            tx.put_ensemble(replace(written, state=EnsembleState.SEALED))
+            tx.put_ensemble(replace(opened, uid="e2", id="other"))
+            raise RuntimeError("changed my mind")
+
+    with pytest.raises(RuntimeError):
+        change_mind()
+    assert (book.ensembles, book.revision) == ({"e1": written}, written.revision)
+    assert book.find_ensemble("default", "other") is None
+    await book.settled()
     store.close()
 
 
