@@ -77,7 +77,7 @@ class QueueSettings:
     policy_budget: float = 0.05  # seconds that a third party's policy has for an answer
     starvation_limit: timedelta = timedelta(days=1)  # who has waited that long is passed by nobody
     half_life: timedelta = timedelta(days=7)  # what a tenant used counts half after it
-    depth: int = 500  # workspaces that are looked at in one pass
+    depth: int = 100  # workspaces that are looked at in one pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
