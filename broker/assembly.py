@@ -18,7 +18,6 @@ from broker.admission import Admission
 from broker.book import Book
 from broker.config import Settings
 from broker.core.clock import Clock, SystemClock
-from broker.core.policies import BACKFILLS, QUEUE_ORDERS, VICTIM_CHOICES
 from broker.engine.engine import Engine
 from broker.engine.fault_points import FaultPoint, nowhere
 from broker.ensembles import Ensembles
@@ -26,6 +25,7 @@ from broker.events import EventLog
 from broker.ledger import Ledger
 from broker.metrics import Metrics
 from broker.operators import Operators
+from broker.policies import Policies
 from broker.pools import Pool
 from broker.preempting import Preempting
 from broker.queue import Queue
@@ -38,15 +38,6 @@ from broker.verbs import Verbs
 from broker.workspaces import Workspaces
 
 log = logging.getLogger(__name__)
-
-
-class BuiltIn:
-    """The broker's own policies, as configured."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.order = QUEUE_ORDERS[settings.queue.order]()
-        self.backfill = {name: BACKFILLS[pool.backfill]() for name, pool in settings.pools.items()}
-        self.victims = {name: VICTIM_CHOICES[pool.victims]() for name, pool in settings.pools.items()}
 
 
 BROKER_ID_KEY = "broker_id"
@@ -78,6 +69,7 @@ class Assembly:
         self.book = Book(store, self.clock, self.events)
         self.book.load()
         broker_id = await self._made_once(BROKER_ID_KEY, lambda: uuid4().hex)
+        policies = Policies(settings, self.metrics)
         self.pools = {
             name: Pool(
                 pool,
@@ -92,12 +84,12 @@ class Assembly:
                 ),
                 self.book,
                 self.clock,
+                host_choice=policies.host_choice.get(name),
             )
             for name, pool in settings.pools.items()
         }
         self._warn_of_lost_pools()
         self.tenants = Tenants(self.book, settings.tenants)
-        policies = BuiltIn(settings)
         use = TenantUse(self.book, self.pools, self.clock, self.tenants, half_life=settings.queue.half_life)
         preempting = Preempting(self.book, self.pools, self.clock, policies)
         self.queue = Queue(self.book, self.pools, self.clock, self.tenants, policies, preempting, use, settings.queue)
