@@ -67,6 +67,6 @@ class Metrics:
 
         return stop
 
-    def value(self, name: str, **labels: str) -> float:
+    def value(self, name: str, /, **labels: str) -> float:
         """A sample's present value; 0 where nothing was counted yet."""
         return self.registry.get_sample_value(name, labels) or 0.0

@@ -1,0 +1,117 @@
+"""The example of a package of policies, built as a wheel and found as an installed one is."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from broker.config import Settings, load
+from broker.core.policies import Passing, Victim, Waiting
+from broker.metrics import Metrics
+from broker.policies import Policies
+from tests.support.placement_cases import ask, host, nodes, occupy, placed, pool
+
+ROOT: Final = Path(__file__).parents[2]
+NOW: Final = datetime(2026, 5, 4, 12, tzinfo=UTC)
+CONFIGURATION: Final = """
+[pools.lab]
+backend = "simulator"
+backfill = "protect-large"
+victims = "longest-left"
+placement = "old-last"
+[[pools.lab.hosts]]
+cpu = 8000
+memory = 16384
+[queue]
+order = "shortest-first"
+policy_budget = "10s"
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("example")
+    shutil.copytree(ROOT / "examples/policies", folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    built = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder / "dist"],
+        cwd=folder / "source",
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    [found] = (folder / "dist").glob("*.whl")
+    return found
+
+
+@pytest.fixture
+def settings(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A configuration that names them, with the wheel unpacked where packages are looked for."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delitem(sys.modules, "example_policies", raising=False)
+    (tmp_path / "broker.toml").write_text(CONFIGURATION)
+    return load(tmp_path / "broker.toml")
+
+
+@pytest.fixture
+def policies(settings: Settings) -> Policies:
+    return Policies(settings, Metrics())
+
+
+def waiting(uid: str, hours: int | None, **more: Any) -> Waiting:
+    duration = None if hours is None else timedelta(hours=hours)
+    return Waiting(uid=uid, tenant="t", duration=duration, **{"since": NOW, "nodes": 1, **more})
+
+
+def test_shortest_first(policies: Policies) -> None:
+    queue = [
+        waiting("open-ended", None),
+        waiting("long", 9),
+        waiting("late", 1, since=NOW + timedelta(seconds=1)),
+        waiting("short", 1),
+        waiting("overdue", 20, overdue=True),
+    ]
+    ordered = [each.uid for each in policies.order.order(queue, NOW)]
+    assert ordered == ["overdue", "short", "late", "long", "open-ended"]
+
+
+def test_protect_large(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROTECT_LARGE_NODES", "4")
+    backfill = Policies(settings, Metrics()).backfill["lab"]
+    assert backfill.blocked(waiting("first", 1), 0, NOW) is Passing.UNHURT
+    assert backfill.blocked(waiting("small", 1, nodes=3), 1, NOW) is Passing.FREELY
+    assert backfill.blocked(waiting("large", 1, nodes=4), 1, NOW) is Passing.UNHURT
+
+
+def test_longest_left(policies: Policies) -> None:
+    candidates = [
+        Victim(
+            uid=uid,
+            tenant="t",
+            started=NOW,
+            nodes=1,
+            amounts={"cpu": 1000},
+            end=None if hours is None else NOW + timedelta(hours=hours),
+        )
+        for uid, hours in (("nearly-done", 1), ("long", 9), ("open-ended", None))
+    ]
+    ordered = [each.uid for each in policies.victims["lab"].order(candidates, NOW)]
+    assert ordered == ["open-ended", "long", "nearly-done"]
+
+
+def test_old_last(policies: Policies) -> None:
+    choice = policies.host_choice["lab"]
+    lab = pool(hosts=[host("old-1"), host("young-1"), host("young-2")], host_choice=choice)
+    occupy(lab, "old-1", 2048, end=None)  # the fullest
+    occupy(lab, "young-2", 1024, end=None)
+    assert placed(ask(nodes(9, memory=1024), at=lab)) == [("young-2",) * 3 + ("young-1",) * 4 + ("old-1",) * 2]
