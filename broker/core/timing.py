@@ -115,10 +115,17 @@ def _first_of(
 def _bisect(low: int, end: int, holds: Callable[[int], bool]) -> int | None:
     """Return the first position in `[low, end)` with a condition that, once it holds, goes on to; None:
     nowhere.
+
+    It is looked for in steps that grow, as what is soon is told more quickly than what is far away.
     """
-    if low >= end or not holds(end - 1):
-        return None
-    high = end - 1
+    high, step = low, 1
+    while True:
+        if low >= end:
+            return None
+        high = min(high, end - 1)
+        if holds(high):
+            break
+        low, high, step = high + 1, high + step, 2 * step
     while low < high:
         middle = (low + high) // 2
         if holds(middle):
