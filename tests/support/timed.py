@@ -37,6 +37,7 @@ from tests.support.timed_file import WORLD, Scenario, Step
 from tests.support.timed_seen import (
     brief,
     check_differences,
+    compared,
     differences,
     over_capacity,
     refusal_differences,
@@ -51,7 +52,7 @@ _numbers = count()
 
 
 def play(scenario: Scenario, folder: Path) -> None:
-    """Plays a scenario, with the broker's files in a folder. Raises AssertionError where it does not come out."""
+    """Plays a scenario, with the broker's files in a folder. Raises AssertionError where it does not come out so."""
     loop = InstantLoop()
     stage = Stage(scenario, folder)
     for name in LOGGERS:
@@ -64,6 +65,10 @@ def play(scenario: Scenario, folder: Path) -> None:
         for world in stage.worlds.values():
             World.forget(world)
         loop.close()
+
+
+class CameOutOtherwise(AssertionError):
+    """A step that did not come out as its file says, with all that had happened."""
 
 
 class Stage:
@@ -81,7 +86,8 @@ class Stage:
         self._file = folder / "broker.toml"
         self._file.write_text(configuration, encoding="utf-8")
         self._moment = scenario.start  # of the step; looks come a little later
-        self._names: dict[str, str] = {}  # full names by those of the file
+        self._names: dict[str, str] = {}  # full names of workspaces by those of the file
+        self._ensembles: dict[str, str] = {}  # the same of ensembles
         self._history: defaultdict[str, list[str]] = defaultdict(list)  # of states, by full name
         self._told: list[str] = []  # what happened, for whoever has to find out why
         self._revision = 0  # that the watch has come to
@@ -96,6 +102,10 @@ class Stage:
             for step in self.scenario.steps:
                 self._step = step
                 await self._play(step)
+        except CameOutOtherwise:
+            raise
+        except AssertionError as error:  # something goes round and round, or waits for ever
+            self._fail([str(error)])
         finally:
             await self._close()
 
@@ -126,7 +136,9 @@ class Stage:
             known = self._history[change.workspace.name]
             if not known or known[-1] != state_of(change.workspace):
                 known.append(state_of(change.workspace))
-            self._told.append(f"{told(change.time.ToDatetime(UTC))} {brief(change.workspace)}")
+            line = f"{told(change.time.ToDatetime(UTC))} {brief(change.workspace)}"
+            if self._told[-1:] != [line]:
+                self._told.append(line)
 
     # Steps
 
@@ -176,21 +188,32 @@ class Stage:
             return check_differences(what, answer, step.expect)
         if "refused" in step.expect:
             return [f"{what}: accepted, expected to be refused with {step.expect['refused']}"]
-        return differences(what, answer, step.expect, self._history[answer.name]) if step.expect else []
+        if not step.expect:
+            return []
+        return differences(what, answer, step.expect, self._history[answer.name])
 
-    def _call(self, step: Step) -> Coroutine[Any, Any, Any]:
+    def _call(self, step: Step) -> Awaitable[Any]:
         """What a step asks for."""
         tenant = f"tenants/{step.options.get('tenant', 'default')}"
         word = step.action.capitalize()
+        call: Awaitable[Any]
         if step.action == "check":
-            check: Coroutine[Any, Any, Any] = self.workspaces.CheckPlacement(calls.check(tenant, step.options))
-            return check
-        if step.action == "create":
+            call = self.workspaces.CheckPlacement(calls.check(tenant, step.options))
+        elif step.action == "create":
             self._names[step.target] = f"{tenant}/workspaces/{step.target}"
-            return self._changed("Create", calls.create(tenant, step.target, step.options))
-        name = self._name(step.target)
-        request = calls.update(name, step.options) if word == "Update" else calls.verb(name, word, step.options)
-        return self._changed(word, request)
+            ensemble = self._ensemble(step.options["ensemble"]) if "ensemble" in step.options else ""
+            call = self._changed("Create", calls.create(tenant, step.target, step.options, ensemble=ensemble))
+        elif step.action == "open":
+            self._ensembles[step.target] = f"{tenant}/ensembles/{step.target}"
+            call = self.workspaces.CreateEnsemble(calls.open_ensemble(tenant, step.target, step.options))
+        elif step.action in ("seal", "cancel"):
+            request = getattr(api, f"{word}EnsembleRequest")(name=self._ensemble(step.target))
+            call = getattr(self.workspaces, f"{word}Ensemble")(request)
+        elif step.action == "update":
+            call = self._changed(word, calls.update(self._name(step.target), step.options))
+        else:
+            call = self._changed(word, calls.verb(self._name(step.target), word, step.options))
+        return call
 
     async def _changed(self, word: str, request: Any) -> pb.Workspace:
         return (await getattr(self.workspaces, f"{word}Workspace")(request)).workspace  # type: ignore[no-any-return]
@@ -199,6 +222,11 @@ class Stage:
         if known not in self._names:
             self._fail([f"there was no create of {known}"])
         return self._names[known]
+
+    def _ensemble(self, known: str) -> str:
+        if known not in self._ensembles:
+            self._fail([f"no ensemble {known} was opened"])
+        return self._ensembles[known]
 
     # What befalls hosts, pools and the broker
 
@@ -248,17 +276,21 @@ class Stage:
             name = self._name(known)
             wrong += differences(known, await self._get(name), expected, self._history[name])
         if step.queue is not None:
-            request = api.ListWorkspacesRequest(parent="tenants/-", states=EVERY_STATE, page_size=1000)
-            every = (await self._done(self.workspaces.ListWorkspaces(request))).workspaces
-            waiting = sorted((each.queue_position, each.name.rpartition("/")[2]) for each in every)
-            queue = [name for position, name in waiting if position]
-            if queue != list(step.queue):
-                wrong.append(f"the queue is {', '.join(queue) or 'empty'}, expected {', '.join(step.queue) or 'empty'}")
-        for host, expected_free in step.free.items():
-            free = (await self._hosts(self._pool_of(host)))[host].free.amounts["cpu"]
-            if free != expected_free:
-                wrong.append(f"host {host}: {free} of cpu free, expected {expected_free}")
+            wrong += compared("the queue", await self._queue(), list(step.queue))
+        for host, free in step.free.items():
+            seen = (await self._hosts(self._pool_of(host)))[host].free.amounts["cpu"]
+            wrong += compared(f"free cpu of host {host}", seen, free)
+        for known, state in step.ensembles.items():
+            request = api.GetEnsembleRequest(name=self._ensemble(known))
+            ensemble = (await self._done(self.workspaces.GetEnsemble(request))).ensemble
+            wrong += compared(f"ensemble {known}", pb.Ensemble.State.Name(ensemble.state), f"STATE_{state}")
         return wrong
+
+    async def _queue(self) -> list[str]:
+        request = api.ListWorkspacesRequest(parent="tenants/-", states=EVERY_STATE, page_size=1000)
+        every = (await self._done(self.workspaces.ListWorkspaces(request))).workspaces
+        waiting = sorted((each.queue_position, each.name.rpartition("/")[2]) for each in every)
+        return [name for position, name in waiting if position]
 
     async def _get(self, name: str) -> pb.Workspace | None:
         try:
@@ -295,7 +327,7 @@ class Stage:
             what = f"{step.action} {step.target}".strip() or "look"
             where += f", line {step.line}, step {step.number} ({what})"
         history = "\n    ".join(self._told[-60:])
-        raise AssertionError(
+        raise CameOutOtherwise(
             f"{where} at {told(self.clock.now())}:\n  " + "\n  ".join(wrong) + f"\n  what happened:\n    {history}"
         )
 

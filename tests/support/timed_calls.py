@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.protobuf.timestamp_pb2 import Timestamp
 from workspacebroker.v1 import pool_service_pb2 as pool_api
 from workspacebroker.v1 import resources_pb2 as pb
 from workspacebroker.v1 import workspace_service_pb2 as api
 
+NOTICE: Final = "core:preemption_notice"
 NODE: Final = {"cpu": 1000, "memory": 256}
 """What a node takes unless a scenario says otherwise."""
 
 
-def create(tenant: str, workspace_id: str, options: Mapping[str, Any]) -> api.CreateWorkspaceRequest:
-    """CreateWorkspace; one request id a name."""
-    return api.CreateWorkspaceRequest(
-        parent=tenant, workspace_id=workspace_id, workspace=_wish(options), request_id=f"{workspace_id}-once"
-    )
+def create(
+    tenant: str, workspace_id: str, options: Mapping[str, Any], *, ensemble: str = ""
+) -> api.CreateWorkspaceRequest:
+    """CreateWorkspace."""
+    wish = _wish(options)
+    wish.ensemble = ensemble
+    return api.CreateWorkspaceRequest(parent=tenant, workspace_id=workspace_id, workspace=wish)
 
 
 def check(tenant: str, options: Mapping[str, Any]) -> api.CheckPlacementRequest:
@@ -43,6 +44,14 @@ def verb(name: str, word: str, options: Mapping[str, Any]) -> Any:
     return getattr(api, f"{word}WorkspaceRequest")(target=target, **released)
 
 
+def open_ensemble(tenant: str, ensemble_id: str, options: Mapping[str, Any]) -> api.CreateEnsembleRequest:
+    """CreateEnsemble."""
+    request = api.CreateEnsembleRequest(parent=tenant, ensemble_id=ensemble_id)
+    if "expire_time" in options:
+        request.ensemble.expire_time.FromDatetime(options["expire_time"])
+    return request
+
+
 def cordon(host: str, cordoned: bool) -> pool_api.UpdateHostRequest:
     """UpdateHost."""
     return pool_api.UpdateHostRequest(
@@ -53,7 +62,10 @@ def cordon(host: str, cordoned: bool) -> pool_api.UpdateHostRequest:
 def _wish(options: Mapping[str, Any]) -> pb.Workspace:
     """A workspace as it is asked for; one small node unless it says otherwise."""
     sets = options.get("sets") or ({key: value for key, value in options.items() if key != "pool"},)
-    return pb.Workspace(pool=options.get("pool", ""), node_sets=list(map(_node_set, sets)), terms=_terms(options))
+    wish = pb.Workspace(pool=options.get("pool", ""), node_sets=list(map(_node_set, sets)), terms=_terms(options))
+    if "preemption_notice" in options:
+        wish.parameters[NOTICE].duration_value.FromTimedelta(options["preemption_notice"])
+    return wish
 
 
 def _node_set(options: Mapping[str, Any]) -> pb.NodeSet:
@@ -77,11 +89,7 @@ def _terms(options: Mapping[str, Any]) -> pb.LeaseTerms:
     )
     for key in ("start_time", "earliest_start_time", "deadline", "queue_until"):
         if key in options:
-            stamp = Timestamp()
-            stamp.FromDatetime(options[key])
-            getattr(terms, key).CopyFrom(stamp)
+            getattr(terms, key).FromDatetime(options[key])
     if "duration" in options:
-        duration = Duration()
-        duration.FromTimedelta(options["duration"])
-        terms.duration.CopyFrom(duration)
+        terms.duration.FromTimedelta(options["duration"])
     return terms

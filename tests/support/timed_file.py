@@ -12,6 +12,7 @@
         see: {web: RUNNING}           a moment later: SHOWN of any workspace, or its state alone
         queue: [big, small]           who waits, in their order
         free: {a: 0}                  cpu of hosts
+        ensembles: {pair: SEALED}     their states
 
 An instant is HH:MM or HH:MM:SS, with "day N" before it from the second day on; "~HH:MM" is within a second of it.
 Amounts are in milli-cores and MiB. Every unknown or misspelt key is an error that names the file, the line and the key.
@@ -72,11 +73,12 @@ class Step:
     see: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     queue: tuple[str, ...] | None = None
     free: Mapping[str, int] = field(default_factory=dict)
+    ensembles: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def looks(self) -> bool:
         """Whether anything is looked at after the action."""
-        return bool(self.see or self.free) or self.queue is not None
+        return bool(self.see or self.free or self.ensembles) or self.queue is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,8 @@ WISH: Final[Mapping[str, Reader]] = {
     **TERMS,
     "tenant": text,
     "pool": text,
+    "ensemble": text,
+    "preemption_notice": length,  # core:preemption_notice
     "sets": many(keyed({**NODES, "name": text, "pool": text})),
 }
 CHANGED: Final = ("duration", "open_ended", "queue_until", "end_action", "priority")
@@ -150,8 +154,10 @@ ACTIONS: Final[Mapping[str, Mapping[str, Reader]]] = {
     "strangers": {"cpu": whole, "memory": whole},  # take that much of a host
     **dict.fromkeys(("silence", "hear"), _none),  # a pool no longer answers, or does again
     "restart": _none,  # the broker, on its file
+    "open": {"tenant": text, "expire_time": exactly},  # an ensemble
+    **dict.fromkeys(("seal", "cancel"), _none),
 }
-"""What a step may do: to a workspace, a host, a pool or the broker; and the keys that go with it."""
+"""What a step may do: to a workspace, a host, a pool, the broker or an ensemble; and the keys that go with it."""
 
 SHOWN: Final[Mapping[str, Reader]] = {
     "state": _state,
@@ -203,6 +209,7 @@ _EVERY: Final[Mapping[str, Reader]] = {
     "see": named(_seen),
     "queue": many(text),
     "free": named(whole),
+    "ensembles": named(one_of("STATE_", pb.Ensemble.State.keys())),
 }
 _EXPECTED: Final = {"check": keyed(CHECKED)}
 _EXPECTED_ELSE: Final = keyed({**SHOWN, **REFUSED})

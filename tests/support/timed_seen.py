@@ -88,9 +88,13 @@ def differences(what: str, seen: pb.Workspace | None, expected: Mapping[str, Any
         value: Any = list(history) if key == "history" else _SHOWN[key](seen)
         if key == "started" and value is not None:
             value = value.replace(microsecond=0)
-        if not _agrees(value, wanted):
-            found.append(f"{what}: {key} is {_words(value)}, expected {_words(wanted)}")
+        found += compared(f"{what}: {key}", value, wanted)
     return found
+
+
+def compared(what: str, value: Any, wanted: Any) -> list[str]:
+    """Where one thing is not as expected."""
+    return [] if _agrees(value, wanted) else [f"{what} is {_words(value)}, expected {_words(wanted)}"]
 
 
 def _agrees(value: Any, wanted: Any) -> bool:
@@ -135,8 +139,7 @@ def refusal_differences(what: str, error: grpc.aio.AioRpcError, expected: Mappin
     if "earliest" in expected:
         earliest = refused.metadata.get("earliest_start_time")
         value = None if earliest is None else datetime.fromisoformat(earliest)
-        if not _agrees(value, expected["earliest"]):
-            found.append(f"{what}: would fit from {_words(value)} on, expected {_words(expected['earliest'])}")
+        found += compared(f"{what}: earliest", value, expected["earliest"])
     return found
 
 
@@ -151,11 +154,9 @@ def check_differences(what: str, answer: api.CheckPlacementResponse, expected: M
         "outcome": pb.PlacementVerdict.Outcome.Name(answer.outcome).removeprefix("OUTCOME_"),
         "earliest": min((at for at in earliest if at is not None), default=None),
     }
-    found = [
-        f"{what}: {key} is {_words(value)}, expected {_words(expected[key])}"
-        for key, value in seen.items()
-        if key in expected and not _agrees(value, expected[key])
-    ]
+    found = []
+    for key, value in seen.items():
+        found += compared(f"{what}: {key}", value, expected[key]) if key in expected else []
     if "refused" in expected:
         found.append(f"{what}: answered {seen['outcome']}, expected to be refused with {expected['refused']}")
     if "offers" in expected:
