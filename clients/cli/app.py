@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from clients.cli import pools, workspaces
+from clients.cli import ensembles, pools, workspaces
 from clients.cli.complete import completion
 from clients.cli.failures import EXIT_CODES, Exit, as_json, exit_code, explain
 from clients.cli.session import Session, common_options
@@ -53,7 +53,12 @@ def _version() -> str:
         return "unknown"
 
 
-SECTIONS: dict[str, list[click.Command]] = {**workspaces.SECTIONS, **pools.SECTIONS, "The shell": [completion]}
+SECTIONS: dict[str, list[click.Command]] = {
+    **workspaces.SECTIONS,
+    **ensembles.SECTIONS,
+    **pools.SECTIONS,
+    "The shell": [completion],
+}
 
 
 @click.group("workspace", cls=Sections, params=common_options(environment=True))

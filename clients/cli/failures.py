@@ -78,7 +78,8 @@ BY_OUTCOME = {
     PlacementVerdict.OUTCOME_NEVER: Exit.NEVER,
 }
 
-# {w} is the workspace the error is about, {check} a check with the flags just used.
+# {w} is the workspace the error is about, {show} the command that shows it (or its ensemble), {check} a check with the
+# flags just used.
 _ADVICE = {
     "UNAUTHENTICATED": "The broker does not know who you are; ask its operator how to identify yourself.",
     "PERMISSION_DENIED": "Ask the broker's operator, or choose another --tenant.",
@@ -87,9 +88,9 @@ _ADVICE = {
     "NAME_TAKEN": "Choose another --id, or leave it out and the broker picks one.",
     "REQUEST_ID_REUSED": "That --request-id belongs to another request; leave it out for a new one.",
     "TRANSITION_UNDER_WAY": "Wait for it, then try again: workspace wait {w} (terminate need not wait)",
-    "ETAG_MISMATCH": "It has changed meanwhile; look again: workspace show {w}",
+    "ETAG_MISMATCH": "It has changed meanwhile; look again: workspace {show}",
     "GENERATION_MISMATCH": "The pool has changed since it was checked; use: {check}",
-    "STATE_FORBIDS": "See its state: workspace show {w}",
+    "STATE_FORBIDS": "See its state: workspace {show}",
     "POOL_DRAINING": "Choose another pool: workspace pools",
     "HOST_IN_USE": "Drain it first: workspace drain POOL/HOST",
     "QUOTA_EXCEEDED": "See limits and use: workspace usage",
@@ -112,13 +113,15 @@ def explain(
 ) -> list[RenderableType]:
     """What happened, with every detail, and what to do. `one_set`: whether flags describe the request's nodes."""
     lines = _happened(error, server, one_set)
-    workspace = short_name(error.resource) if "/workspaces/" in error.resource else ""
+    about = error.resource or next((v.subject for v in error.violations if v.reason == "STATE"), "")
+    workspace = short_name(about) if "/workspaces/" in about else "W"
+    show = f"ensemble show {short_name(about)}" if "/ensembles/" in about else f"show {workspace}"
     if advice := _ADVICE.get(error.reason):
-        lines.append(clean(advice.format(w=workspace or "W", check=check_line), keep="\n"))
+        lines.append(clean(advice.format(w=workspace, show=show, check=check_line), keep="\n"))
     if error.verdicts and not shows_all_hosts(error.verdicts):
         lines.append(clean(f"To see more hosts use: {check_line}"))
     start = earliest_start(error.verdicts)
-    if isinstance(error, errors.NotNow) and start is not None:
+    if isinstance(error, errors.NotNow) and start is not None and not _member(error):
         whole = (start.replace(microsecond=0) + timedelta(seconds=bool(start.microsecond))).astimezone()
         lines.append(f"To reserve it from then on add: --start {whole.isoformat()}")
     if error.retry_after:
@@ -132,7 +135,8 @@ def explain(
 def _happened(error: BrokerError, server: str, one_set: bool) -> list[RenderableType]:
     if error.verdicts:  # the message says the same as they do, in the broker's units and time
         outcome = min(verdict.outcome for verdict in error.verdicts if "/hosts/" not in verdict.resource_name)
-        return [f"Error: {headline(outcome, error.verdicts)}", verdict_table(error.verdicts), *left_out(error.verdicts)]
+        line = clean(f"Error: {_member(error)}{headline(outcome, error.verdicts)}")
+        return [line, verdict_table(error.verdicts), *left_out(error.verdicts)]
     if error.reason == "FIELD_INVALID" and error.violations:
         bad = list(sentences(error.violations, one_set=one_set))
         if len(bad) == 1:
@@ -144,6 +148,12 @@ def _happened(error: BrokerError, server: str, one_set: bool) -> list[Renderable
         for v in error.violations
         if v.message not in error.message or not v.message
     ]
+
+
+def _member(error: BrokerError) -> str:
+    """The workspace of an ensemble that kept the others back, where it was one."""
+    name = error.metadata.get("workspace", "")
+    return f"workspace {name.rpartition('/')[2]}: " if name else ""
 
 
 def _what(error: BrokerError, server: str) -> str:

@@ -139,7 +139,7 @@ SECTIONS_OF_A_REQUEST: Mapping[str, Sequence[str]] = {
     ),
 }
 # Options of `create` that `check` has not, and whether they take a value.
-CREATE_ONLY = {"--id": 1, "--name": 1, "--request-id": 1, "--timeout": 1, "--wait": 0}
+CREATE_ONLY = {"--id": 1, "--name": 1, "--ensemble": 1, "--request-id": 1, "--timeout": 1, "--wait": 0}
 
 
 def request_flags(function: _Function) -> _Function:

@@ -192,6 +192,7 @@ def _facts(workspace: Workspace, tenant: str) -> Iterator[tuple[str, str | Text]
     yield "Name", workspace.display_name
     yield "State", state_text(workspace.state) + Text(f" ({cause.lower()})" if cause else "")
     yield "", workspace.state_message
+    yield "Ensemble", short_name(workspace.ensemble, tenant)
     yield "Queue", f"place {workspace.queue_position}" if workspace.queue_position else ""
     yield "Pool", _pool(workspace)
     yield "Labels", ", ".join(f"{k}={v}" for k, v in sorted(workspace.labels.items()))

@@ -27,7 +27,7 @@ from clients.cli.request import (
 from clients.cli.session import PAIR, Command, Session, pass_session
 from clients.cli.verdicts import check_view
 from clients.cli.views import change_line, headline, workspace_table, workspace_view
-from clients.names import RESTING, VERBS, State
+from clients.names import RESTING, VERBS, State, ensemble_name
 from clients.sdk import new_request_id
 
 VERB_HELP = {
@@ -54,7 +54,7 @@ _VERB_OPTIONS = {
 }
 
 _NODES = click.option("--node", "nodes", multiple=True, type=int, help="Only this node; may be repeated. Default: all.")
-_REQUEST_ID = click.option(
+REQUEST_ID = click.option(
     "--request-id", default="", help="Repeat a call that may have got through: same id, same answer."
 )
 _WAIT = click.option("--wait", is_flag=True, help="Show what goes on until it is done.")
@@ -75,16 +75,17 @@ def _answer(
         follow(session, workspace.name, wanted, timeout=timeout, nodes=nodes)
         return
     session.show(workspace, headline(workspace, session.tenant))
-    if workspace.state not in RESTING and not session.json:
+    if workspace.ensemble and workspace.state == Workspace.STATE_PENDING and not session.json:
+        session.say(f"It waits for the seal: workspace ensemble seal {session.typed(workspace.ensemble)}")
+    elif workspace.state not in RESTING and not session.json:
         session.say(f"Follow it: workspace wait {session.typed(workspace.name)}")
 
 
-def _asking(session: Session, request_id: str) -> str:
+def asking(session: Session, request_id: str, look: str = "workspace list") -> str:
     """An id for a mutation, known before it is sent so that an interrupted call can be repeated safely."""
     request_id = request_id or new_request_id()
     session.follow_up = (
-        "The request may have got through: workspace list\n"
-        f"To repeat it without doing it twice add: --request-id {request_id}"
+        f"The request may have got through: {look}\nTo repeat it without doing it twice add: --request-id {request_id}"
     )
     return request_id
 
@@ -123,7 +124,8 @@ def check(session: Session, /, **flags: Any) -> None:
 @request_flags
 @click.option("--id", "workspace_id", default="", help="Its id; otherwise the broker picks one.")
 @click.option("--name", "display_name", help="A name for people.")
-@_REQUEST_ID
+@click.option("--ensemble", metavar="E", help="Place it with the others of an ensemble, once that is sealed.")
+@REQUEST_ID
 @_WAIT
 @_TIMEOUT
 @pass_session
@@ -132,6 +134,7 @@ def create(
     /,
     workspace_id: str,
     display_name: str | None,
+    ensemble: str | None,
     request_id: str,
     wait: bool,
     timeout: timedelta | None,
@@ -145,7 +148,9 @@ def create(
     request = build(session, flags)
     request.workspace_id = workspace_id or request.workspace_id
     request.workspace.display_name = display_name or request.workspace.display_name
-    request.request_id = _asking(session, request_id or request.request_id)
+    if ensemble:
+        request.workspace.ensemble = ensemble_name(ensemble, request.parent)
+    request.request_id = asking(session, request_id or request.request_id)
     workspace = session.client.create(request)
     wanted = request.workspace.initial_state or Workspace.STATE_RUNNING
     _answer(session, workspace, [wanted], wait=wait, timeout=timeout)
@@ -238,7 +243,7 @@ def watch(session: Session, workspaces: Sequence[str], labels: Sequence[tuple[st
 @click.option("--name", "display_name", help="A name for people.")
 @click.option("--label", "labels", multiple=True, type=PAIR, help="Set a label; may be repeated.")
 @click.option("--remove-label", "gone", multiple=True, metavar="KEY", help="Remove a label; may be repeated.")
-@_REQUEST_ID
+@REQUEST_ID
 @pass_session
 def update(
     session: Session,
@@ -265,7 +270,7 @@ def update(
         paths.append("labels")
     if not paths:
         raise click.UsageError("Say what to change: --duration, --name, --label, --end-action, ...")
-    changed = session.client.update(wish, paths, request_id=_asking(session, request_id))
+    changed = session.client.update(wish, paths, request_id=asking(session, request_id))
     session.show(changed, headline(changed, session.tenant))
 
 
@@ -275,7 +280,7 @@ def update(
 @click.option("--image-name", required=True, help="Name of the image to make.")
 @click.option("--device", default="", help="The disk to save; default: the one it boots from.")
 @click.option("--terminate-after", is_flag=True, help="End the node once it is saved.")
-@_REQUEST_ID
+@REQUEST_ID
 @_WAIT
 @_TIMEOUT
 @pass_session
@@ -297,7 +302,7 @@ def save(
         image_name,
         device=device,
         terminate_after=terminate_after,
-        request_id=_asking(session, request_id),
+        request_id=asking(session, request_id),
     )
     wanted = [state for state in RESTING if state != Workspace.STATE_FAILED]
     _answer(session, answer.workspace, wanted, wait=wait, timeout=timeout)
@@ -323,14 +328,14 @@ def _verb(verb: str) -> click.Command:
             verb,
             session.workspace(workspace),
             nodes=nodes,
-            request_id=_asking(session, request_id),
+            request_id=asking(session, request_id),
             **own,
         )
         _answer(session, asked, [VERBS[verb].leads_to], wait=wait, timeout=timeout, nodes=nodes)
 
     function: Callable[..., Any] = act
     own_options = [option for field, option in _VERB_OPTIONS.items() if field in fields]
-    for option in (_TIMEOUT, _WAIT, _REQUEST_ID, *reversed(own_options), _NODES):
+    for option in (_TIMEOUT, _WAIT, REQUEST_ID, *reversed(own_options), _NODES):
         function = option(function)
     function = click.argument("workspace", metavar="W", type=WORKSPACE)(function)
     return click.command(verb, cls=Command, help=summary, example=example)(function)

@@ -172,6 +172,36 @@ def test_a_lease_is_made_longer_shorter_and_another_kind_of_end(typed: Type) -> 
     assert "14" in refused
 
 
+def test_workspaces_are_placed_together(typed: Type) -> None:
+    said = typed("ensemble create pair --expire +2h")
+    assert re.fullmatch(r"pair  OPEN  0 workspaces, until \S+( \S+)?\n", said.out), said.out
+    assert said.err == "Add to it: workspace create --ensemble pair ...\n"
+    full = typed("create --pool lab --cpu 8 --memory 16GiB --count 4 --duration 2h --id all-of-it")
+    assert "all-of-it" in full.out
+    said = typed("create --ensemble pair --pool lab --type small --id head")
+    assert "head  PENDING  1 node in lab" in said.out
+    assert said.err == "It waits for the seal: workspace ensemble seal pair\n"
+    typed("create --ensemble pair --pool lab --type small --count 2 --id workers")
+    rows = [row.split()[:3] for row in typed("ensemble show pair").out.splitlines()[-3:]]
+    assert rows == [["WORKSPACE", "STATE", "POOL"], ["head", "PENDING", "lab"], ["workers", "PENDING", "lab"]]
+    refused = typed("ensemble seal pair", exits=3).err.splitlines()
+    assert refused[0].startswith("Error: workspace head: Not now; as things stand it fits from ")
+    assert not any("--start" in line for line in refused)
+    typed("terminate all-of-it --wait")
+    said = typed("ensemble seal pair")
+    assert [row.split()[:2] for row in said.out.splitlines()[1:]] == [["head", "STARTING"], ["workers", "STARTING"]]
+    assert said.err == "Follow them: workspace watch head workers\n"
+    typed("wait workers --for running --timeout 30s")
+    assert "workspace ensemble show tenants/default/ensembles/pair" in " ".join(
+        typed("ensemble cancel pair", exits=6).err.split()
+    )
+    assert json.loads(typed("ensemble show pair --json").out)["state"] == "STATE_SEALED"
+    typed("ensemble create other")
+    assert typed("ensemble cancel other").out == "other  CANCELLED  0 workspaces\n"
+    typed("create --ensemble other --pool lab --type small", exits=6)
+    assert "--ensemble" in typed("create --ensemble none --pool lab --type small", exits=2).err
+
+
 def test_a_bad_request_names_its_flags(typed: Type) -> None:
     said = typed("create --pool lab --image x", exits=2).err.splitlines()
     assert said[0] == "Error: 2 things are wrong with the request:"
