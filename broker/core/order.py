@@ -69,7 +69,8 @@ class TimeOrder:
         return np.concatenate([found, fresh]) if len(fresh) else found
 
     def number(self, after: int, until: int) -> int:
-        """Return about how many lie in `(after, until]`: as many as when last merged."""
+        """Return about how many lie in `(after, until]`: those that wait are left out."""
+        self._outside()
         low, high = self._instants.searchsorted(after, "right"), self._instants.searchsorted(until, "right")
         return int(high - low)
 

@@ -17,6 +17,7 @@ from broker.core.search import Budget, SearchLimit, search
 from broker.core.slots import Slot
 from broker.core.timing import MAX_STARTS
 from tests.support.placement_cases import (
+    AT_ONCE,
     HOUR,
     NOW,
     ask,
@@ -156,8 +157,8 @@ def large_pool(hosts: int, slots_a_host: int, *, full: bool = False) -> PoolSnap
     return lab
 
 
-def lines_run(lab: PoolSnapshot, *wanted: SetRequest) -> int:
-    """Count the lines of Python one plan runs."""
+def lines_run(lab: PoolSnapshot, *wanted: SetRequest, window: Window = AT_ONCE) -> int:
+    """Count the lines of Python one plan runs, when it was asked before and the table has changed since."""
     count = 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -165,14 +166,47 @@ def lines_run(lab: PoolSnapshot, *wanted: SetRequest) -> int:
         count += event == "line"
         return trace
 
-    ask(*wanted, at=lab)
+    ask(*wanted, at=lab, window=window)
+    changed = lab.slots.of_workspace("w7")
+    lab.slots.release_workspace("w7")
+    lab.slots.hold_all(changed)
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        ask(*wanted, at=lab)
+        ask(*wanted, at=lab, window=window)
     finally:
         sys.settrace(before)
     return count
+
+
+def reserve(lab: PoolSnapshot) -> PoolSnapshot:
+    """A reservation on each host, following one that ends."""
+    lab.slots.hold_all(
+        Slot(
+            key=(f"r{number}", 0, "node"),
+            host=name,
+            amounts={"memory": 1024, "cpu": 1000},
+            start=NOW + (1 + number * 7 % 500) * HOUR,
+            end=NOW + (21 + number * 7 % 500) * HOUR,
+        )
+        for number, name in enumerate(lab.hosts.names)
+    )
+    return lab
+
+
+def test_no_python_loop_of_a_plan_in_the_future_runs_over_hosts() -> None:
+    few, many = reserve(large_pool(60, 3)), reserve(large_pool(2000, 3))
+    for window in (
+        Window(start=NOW, duration=100 * HOUR, immediate=True),  # reservations begin within it
+        Window(start=NOW + 9 * HOUR, duration=100 * HOUR),
+        Window(start=NOW + 250 * HOUR, open_ended=True),
+    ):
+        assert isinstance(ask(nodes(8), at=many, window=window), Plan)
+        assert lines_run(many, nodes(8), window=window) < 1.2 * lines_run(few, nodes(8), window=window)
+    few, many = reserve(large_pool(60, 3, full=True)), reserve(large_pool(2000, 3, full=True))
+    group, whenever = nodes(16, memory=2048), Window(start=NOW, duration=10 * HOUR, latest_start=NOW + 9999 * HOUR)
+    assert isinstance(ask(group, at=many, window=whenever), Plan)
+    assert lines_run(many, group, window=whenever) < 2 * lines_run(few, group, window=whenever)
 
 
 def test_no_python_loop_of_the_request_path_runs_over_hosts() -> None:
