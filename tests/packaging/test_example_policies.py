@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,17 @@ def settings(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Se
 @pytest.fixture
 def policies(settings: Settings) -> Policies:
     return Policies(settings, Metrics())
+
+
+def test_what_the_documentation_shows_is_the_example() -> None:
+    text = (ROOT / "docs/policies.md").read_text(encoding="utf-8")
+    module = (ROOT / "examples/policies/example_policies.py").read_text(encoding="utf-8")
+    metadata = (ROOT / "examples/policies/pyproject.toml").read_text(encoding="utf-8")
+    shown = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(shown) == 2
+    assert [block for block in shown if block not in module] == []
+    lines = re.findall(r"```toml\n(\[project.*?)```", text, re.DOTALL)[0].splitlines()
+    assert [line for line in lines if line not in metadata.splitlines()] == []
 
 
 def waiting(uid: str, hours: int | None, **more: Any) -> Waiting:
