@@ -264,8 +264,14 @@ class Stage:
     async def _set_silent(self, step: Step) -> None:
         self._backend(step.target).by_hand.silent = step.action == "silence"
 
+    async def _drain(self, step: Step) -> None:
+        request = calls.drain(f"pools/{step.target}", step.action == "drain")
+        await self._done(self.pools.UpdatePool(request))
+
     async def _restart(self, step: Step) -> None:
         await self._close()
+        if "down" in step.options:
+            await self.clock.advance(step.options["down"].total_seconds())
         await self._open()
 
     # Looks
@@ -337,6 +343,7 @@ _BY_HAND: Final[Mapping[str, Callable[[Stage, Step], Coroutine[Any, Any, None]]]
     **dict.fromkeys(_HOST_STATES, Stage._set_host),
     **dict.fromkeys(("cordon", "uncordon"), Stage._cordon),
     **dict.fromkeys(("silence", "hear"), Stage._set_silent),
+    **dict.fromkeys(("drain", "undrain"), Stage._drain),
     "strangers": Stage._set_foreign,
     "restart": Stage._restart,
 }

@@ -59,6 +59,13 @@ def cordon(host: str, cordoned: bool) -> pool_api.UpdateHostRequest:
     )
 
 
+def drain(pool: str, draining: bool) -> pool_api.UpdatePoolRequest:
+    """UpdatePool."""
+    return pool_api.UpdatePoolRequest(
+        pool=pb.Pool(name=pool, draining=draining), update_mask=FieldMask(paths=["draining"])
+    )
+
+
 def _wish(options: Mapping[str, Any]) -> pb.Workspace:
     """A workspace as it is asked for; one small node unless it says otherwise."""
     sets = options.get("sets") or ({key: value for key, value in options.items() if key != "pool"},)

@@ -153,7 +153,8 @@ ACTIONS: Final[Mapping[str, Mapping[str, Reader]]] = {
     **dict.fromkeys(("fail", "disable", "return", "cordon", "uncordon"), _none),  # of a host
     "strangers": {"cpu": whole, "memory": whole},  # take that much of a host
     **dict.fromkeys(("silence", "hear"), _none),  # a pool no longer answers, or does again
-    "restart": _none,  # the broker, on its file
+    **dict.fromkeys(("drain", "undrain"), _none),  # a pool
+    "restart": {"down": length},  # the broker, on its file; after having been down
     "open": {"tenant": text, "expire_time": exactly},  # an ensemble
     **dict.fromkeys(("seal", "cancel"), _none),
 }
