@@ -24,10 +24,13 @@ def minimal(candidates: Sequence[T], enough: Callable[[Sequence[T]], bool]) -> l
     chosen = _needed((), tuple(candidates), False, enough)
     # What was decided first may have become dispensable where `enough` is not quite monotone: placement gives up on
     # questions that are too large.
-    for candidate in list(chosen):
-        rest = [other for other in chosen if other is not candidate]
+    at = 0
+    while at < len(chosen):
+        rest = [*chosen[:at], *chosen[at + 1 :]]
         if enough(rest):
-            chosen = rest
+            chosen, at = rest, 0
+        else:
+            at += 1
     places = {id(candidate): place for place, candidate in enumerate(candidates)}
     return sorted(chosen, key=lambda candidate: places[id(candidate)])
 
