@@ -184,6 +184,8 @@ class Ensembles:
         if isinstance(answer, Never):
             raise refused(answer, now, f"workspace {record.id}")
         self._tenants.check(record.tenant, record)
+        if record.terms.open_ended or record.terms.duration is not None:
+            self._tenants.check_length(record.tenant, record.terms.duration)
         added = tx.put(replace(record, ensemble=ensemble.id))
         tx.put_ensemble(replace(ensemble, workspaces=(*(member.uid for member in members), added.uid)))
         return added

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from datetime import timedelta
 
 from broker.book import Book
 from broker.config import TenantSettings
@@ -91,15 +92,19 @@ class Tenants:
                 )
         if violations:
             raise QuotaExceeded(violations)
-        if settings.max_duration is not None and wanted.start_time is not None:
-            too_long = wanted.end_time is None or wanted.end_time - wanted.start_time > settings.max_duration
-            if too_long:
-                raise FieldsInvalid(
-                    [
-                        FieldViolation(
-                            path="workspace.terms.duration",
-                            reason=FieldReason.OUT_OF_RANGE,
-                            message=f"tenant {tenant} may lease for {wording.length(settings.max_duration)} at most",
-                        )
-                    ]
-                )
+        if wanted.start_time is not None:
+            self.check_length(tenant, None if wanted.end_time is None else wanted.end_time - wanted.start_time)
+
+    def check_length(self, tenant: str, length: timedelta | None) -> None:
+        """Refuses a lease (None: an open-ended one) that is longer than a tenant may have. Raises FieldsInvalid."""
+        longest = self.settings(tenant).max_duration
+        if longest is not None and (length is None or length > longest):
+            raise FieldsInvalid(
+                [
+                    FieldViolation(
+                        path="workspace.terms.duration",
+                        reason=FieldReason.OUT_OF_RANGE,
+                        message=f"tenant {tenant} may lease for {wording.length(longest)} at most",
+                    )
+                ]
+            )

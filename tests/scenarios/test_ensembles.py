@@ -274,6 +274,16 @@ async def test_a_member_whose_start_has_passed_keeps_the_seal_back(tmp_path: Pat
         assert short((await sealed(broker)).ensemble.workspaces) == ["b"]
 
 
+async def test_a_lease_that_is_too_long_for_the_tenant_is_refused_when_it_is_added(tmp_path: Path) -> None:
+    limits = '[tenants.default]\nmax_duration = "1h"\n'
+    endless = site(pool("one", 'max_duration = "none"', cpu=4000, memory=4096), rest=limits)
+    async with with_pair(tmp_path, configuration=endless) as broker:
+        for terms in (pb.LeaseTerms(duration=Duration(seconds=3601)), pb.LeaseTerms(open_ended=True)):
+            refusal = await refused(created(broker, whole("one", terms=terms)))
+            assert refusal.violations == {"workspace.terms.duration": "OUT_OF_RANGE"}
+        await created(broker, whole("one", terms=pb.LeaseTerms(duration=Duration(seconds=3600))))
+
+
 async def test_limits_of_the_tenant_hold_when_adding_and_at_the_seal(tmp_path: Path) -> None:
     limits = "[tenants.default]\nlimits = { workspaces = 3, memory = 6000 }\n"
     async with with_pair(tmp_path, whole("one"), whole("two"), configuration=TWO_POOLS + limits) as broker:
