@@ -17,7 +17,9 @@ from broker.config import Settings, load
 from broker.core.policies import Passing, Victim, Waiting
 from broker.metrics import Metrics
 from broker.policies import Policies
+from tests.support import timed_file
 from tests.support.placement_cases import ask, host, nodes, occupy, placed, pool
+from tests.support.timed import play
 
 ROOT: Final = Path(__file__).parents[2]
 NOW: Final = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -33,6 +35,46 @@ memory = 16384
 [queue]
 order = "shortest-first"
 policy_budget = "10s"
+"""
+SCENARIO: Final = """# Cases:
+# - the host, the order and the victim are chosen by the example's policies, otherwise than by the defaults
+pools:
+  lab:
+    backfill: protect-large
+    victims: longest-left
+    placement: old-last
+    hosts: {old-1: 4000, young-1: 4000}
+queue: {order: shortest-first, policy_budget: 10s}
+steps:
+  - create: long
+    cpu: 4000
+    duration: 8h
+    preemptible: true
+    expect: {host: young-1}
+  - after: 1m
+    create: nearly-done
+    cpu: 4000
+    duration: 1h
+    preemptible: true
+    expect: {host: old-1}
+  - after: 1m
+    create: firm
+    cpu: 4000
+    duration: 1h
+    see: {firm: {state: RUNNING, host: young-1}, long: SUSPENDED, nearly-done: RUNNING}
+  - after: 1m
+    create: waits-long
+    cpu: 4000
+    duration: 5h
+    preemptible: true
+    queue_until: 23:00
+  - after: 1m
+    create: waits-short
+    cpu: 4000
+    duration: 30m
+    preemptible: true
+    queue_until: 23:00
+    queue: [waits-short, waits-long, long]
 """
 
 
@@ -127,3 +169,9 @@ def test_old_last(policies: Policies) -> None:
     occupy(lab, "old-1", 2048, end=None)  # the fullest
     occupy(lab, "young-2", 1024, end=None)
     assert placed(ask(nodes(9, memory=1024), at=lab)) == [("young-2",) * 3 + ("young-1",) * 4 + ("old-1",) * 2]
+
+
+def test_a_broker_asks_them(settings: Settings, tmp_path: Path) -> None:
+    """A whole broker, where the defaults would have decided otherwise at each step."""
+    (tmp_path / "scenario.yaml").write_text(SCENARIO)
+    play(timed_file.load(tmp_path / "scenario.yaml"), tmp_path)
