@@ -62,6 +62,7 @@ class PoolSettings:
     start_timeout: float = 1800.0
     transition_timeout: float = 600.0
     end_warning: float = 600.0
+    shutdown_grace: float = 0.0  # guests are asked to shut down so long before the end, a tenth of the lease at most
     keep_after_end: float = 7 * 86_400.0
     max_in_flight: int = 8  # calls to the backend at once
     max_tasks: int = 10_000  # nodes with something under way; more creates are told to come again
@@ -101,6 +102,7 @@ def read_pool(table: Table, name: str, backend: Callable[[str], BackendFactory],
         start_timeout=table.seconds("start_timeout", "30m"),
         transition_timeout=table.seconds("transition_timeout", "10m"),
         end_warning=table.seconds("end_warning", "10m", zero=True),
+        shutdown_grace=table.seconds("shutdown_grace", "0s", zero=True),
         keep_after_end=table.seconds("keep_after_end", "7d", zero=True),
         max_in_flight=table.whole("max_in_flight", 8, low=1, high=1000),
         max_tasks=table.whole("max_tasks", 10_000, low=1, high=10_000_000),

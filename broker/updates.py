@@ -21,18 +21,28 @@ from broker.core.whole import ask_workspace
 from broker.ledger import Call, Ledger, matching
 from broker.placing import capabilities_of_end, lacking_room
 from broker.pools import Pool
+from broker.queue import Queue
 from broker.tenants import Tenants
 
 
 class Updates:
     """UpdateWorkspace."""
 
-    def __init__(self, book: Book, pools: Mapping[str, Pool], clock: Clock, tenants: Tenants, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        book: Book,
+        pools: Mapping[str, Pool],
+        clock: Clock,
+        tenants: Tenants,
+        ledger: Ledger,
+        queue: Queue,
+    ) -> None:
         self._book = book
         self._pools = dict(pools)
         self._clock = clock
         self._tenants = tenants
         self._ledger = ledger
+        self._queue = queue
 
     async def update(self, request: UpdateRequest) -> Workspace:
         """Changes what the mask names."""
@@ -129,7 +139,8 @@ class Updates:
 
     def _check_extension(self, workspace: Workspace, start: datetime, end: datetime | None, now: datetime) -> None:
         """Refuses an extension that would take what others were promised. Raises NO_CAPACITY."""
-        lacking = lacking_room(self._pools, workspace, start, end, now)
+        with self._queue.firm_plans():
+            lacking = lacking_room(self._pools, workspace, start, end, now)
         if lacking:
             raise BrokerError(
                 Reason.NO_CAPACITY,

@@ -43,7 +43,8 @@ class Entry:
     def shape(self) -> tuple[object, ...]:
         """Equal for two that ask for the very same for equally long: where one does not fit, the other does not."""
         request = self.request
-        return (tuple(map(id, request.sets)), request.pool, self.waiting.duration, request.allowed_pools)
+        deadline = self.workspace.terms.deadline
+        return (tuple(map(id, request.sets)), request.pool, self.waiting.duration, deadline, request.allowed_pools)
 
     def eligible(self, now: datetime) -> bool:
         """Whether it could begin now, were there room."""

@@ -246,7 +246,7 @@ class Workspaces:
             raise refused(answer, now, _described(record))
         self._tenants.check(record.tenant, record)
         waiting = tx.put(replace(record, waiting_since=now))
-        self._queue.join(waiting, answer)
+        self._queue.join(waiting)
         return waiting
 
 

@@ -30,7 +30,8 @@ from broker.core.whole import workspace_state
 from broker.engine.engine import Engine
 from broker.ensembles import Ensembles
 from broker.operators import Operators
-from broker.queue import NOWHERE, Place, Queue
+from broker.queue import Queue
+from broker.queue_pass import NOWHERE, Place
 from broker.strays import Strays
 from broker.tenants import Tenants
 from broker.updates import Updates

@@ -54,6 +54,8 @@ def offer(wish: pb.Workspace, offered: Offer) -> calls_pb.Offer:
             fill(workspace.terms.start_time, wanted.terms.start_time)
         elif path == "terms.earliest_start_time":
             workspace.terms.ClearField("earliest_start_time")
+        elif path == "terms.preemptible":
+            workspace.terms.preemptible = wanted.terms.preemptible
         elif path == "node_sets":
             for message, each in zip(workspace.node_sets, wanted.node_sets, strict=True):
                 message.count, message.min_count, message.pool = each.count, each.min_count, each.pool

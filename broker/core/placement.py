@@ -96,10 +96,18 @@ def fits(
     snapshots: Mapping[str, PoolSnapshot],
     window: Window,
     *,
+    soonest: bool = False,
     search_limit: int = SEARCH_LIMIT,
 ) -> Plan | None:
-    """Return where and when the request goes, as `plan` does, or None without asking why."""
-    best = _best(_attempts(request, snapshots, window, search_limit))
+    """Return where and when the request goes, as `plan` does, or None without asking why.
+
+    `soonest`: the earlier start counts before everything else.
+    """
+    attempts = _attempts(request, snapshots, window, search_limit)
+    if soonest:
+        first = min((attempt.start for attempt in attempts if attempt.placed is not None), default=0)
+        attempts = [attempt for attempt in attempts if attempt.start == first]
+    best = _best(attempts)
     return _plan(best) if best is not None else None
 
 

@@ -21,13 +21,14 @@ from backends.base import Action
 from broker.book import Book, Transaction
 from broker.core.clock import Clock
 from broker.core.errors import BrokerError
-from broker.core.model import Cause, EndAction, Node, Notice, NoticeKind, State, Workspace, without
+from broker.core.model import Cause, EndAction, Node, Notice, NoticeKind, State, Task, Workspace, without
 from broker.engine.driver import STUCK_AFTER
 from broker.engine.giving_way import GivingWay
 from broker.engine.reservations import Reservations
 from broker.engine.retry import interrupted_sleep
 from broker.engine.tasks import begin, letting_go
 from broker.pools import Pool
+from broker.preempting import pools_of
 from broker.queue import Queue
 from broker.waiting import lapses_at
 
@@ -148,16 +149,40 @@ class Expiry:
         """The next instant at which time alone does something to a workspace."""
         if workspace.state.final:
             return (workspace.final_time or workspace.create_time) + self._keep_records
+        if workspace.state is State.TERMINATING:
+            return workspace.end_time if self._asked_to_end(workspace) else None
         instants = [self._giving_way.due(workspace)]
         if workspace.state is State.RESERVED:
             instants.append(workspace.prepare_time)
         if workspace.waiting_since is not None:
             instants.append(lapses_at(workspace))
             instants.append(self._eligible_at(workspace))
-        if workspace.state is not State.TERMINATING and workspace.preempted_time is None:
+        if workspace.preempted_time is None:
             instants.append(self._warning_time(workspace))
-            instants.append(workspace.end_time)
+            instants.append(self._end_begins(workspace))
         return min((instant for instant in instants if instant is not None), default=None)
+
+    def _end_begins(self, workspace: Workspace) -> datetime | None:
+        """When its end action begins: as long before the end as it takes to suspend, or as its guests are given to shut
+        down; neither is allowed more than a tenth of the lease."""
+        end, start = workspace.end_time, workspace.start_time
+        if end is None or start is None or not workspace.started or workspace.terms.end_action is EndAction.SAVE:
+            return end
+        pools = [self._pools[name] for name in pools_of(workspace) if name in self._pools]
+        if workspace.terms.end_action is EndAction.SUSPEND:
+            early = max((pool.suspend_lead for pool in pools), default=timedelta())
+        else:
+            early = timedelta(seconds=max((pool.settings.shutdown_grace for pool in pools), default=0.0))
+        return end - min(early, (end - start) / 10)
+
+    def _asked_to_end(self, workspace: Workspace) -> list[Task]:
+        """What goes on with nodes whose guests were asked to shut down before the end of the lease."""
+        tasks = [self._book.tasks.get((workspace.uid, node.index)) for node in workspace.nodes]
+        return [
+            task
+            for task in tasks
+            if task is not None and task.action == Action.TERMINATE and task.cause is Cause.LEASE and not task.force
+        ]
 
     def _eligible_at(self, workspace: Workspace) -> datetime | None:
         """When one that waits may begin, if that is still ahead."""
@@ -227,7 +252,9 @@ class Expiry:
             if self._eligible_at(workspace) is None and uid in self._book.queue:
                 self._queue.wake()  # it may begin from now on
             return
-        ended = workspace.lease_over(now)
+        over = workspace.lease_over(now)
+        begins = self._end_begins(workspace) if workspace.preempted_time is None else None
+        ended = over or (begins is not None and begins <= now and not workspace.state.final)
         if ended and self._has_to_wait(workspace, now):
             return
         if not ended and not workspace.state.final:
@@ -247,10 +274,21 @@ class Expiry:
                 tx.forget(workspace)
             elif ended:
                 refused = self._refused.get(uid)
+                if workspace.preempted_time is not None:  # it gave way until its deadline: that is its end
+                    workspace = tx.put(
+                        replace(
+                            workspace,
+                            end_time=workspace.terms.deadline,
+                            waiting_since=None,
+                            preempted_time=None,
+                            preemption=None,
+                            cause=Cause.LEASE,
+                        )
+                    )
                 workspace = replace(workspace, notices=without(workspace.notices, NoticeKind.ENDING))
                 if refused is not None and refused.times >= STUCK_AFTER:
                     workspace = self._stuck(workspace, now)
-                self._end(tx, workspace, now)
+                self._end(tx, workspace, now, over=over)
             else:
                 self._warn(tx, workspace, now)
 
@@ -274,8 +312,8 @@ class Expiry:
 
     # End
 
-    def _end(self, tx: Transaction, workspace: Workspace, now: datetime) -> None:
-        """One move of the end action; its next follows when this one shows."""
+    def _end(self, tx: Transaction, workspace: Workspace, now: datetime, *, over: bool) -> None:
+        """One move of the end action; its next follows when this one shows. `over`: there is no time left."""
         if workspace.state in (State.PENDING, State.RESERVED):
             failed = replace(
                 workspace,
@@ -290,7 +328,9 @@ class Expiry:
         action = workspace.terms.end_action
         unstarted = not workspace.started
         if action is EndAction.TERMINATE or unstarted:
-            self._expire(tx, workspace, live, now)
+            for task in self._asked_to_end(workspace):
+                tx.put_task(replace(task, force=True, position=0, attempt=task.attempt + 1))
+            self._expire(tx, workspace, live, now, force=over)
             return
         if any(node.state.moving and node.state is not State.REBOOTING for node in live):
             return  # it is awaited to its deadline, and looked at again when it has settled
@@ -334,7 +374,9 @@ class Expiry:
             return Action.SAVE if workspace.node_set(node).save_as and not node.saved else None
         return letting_go(node, can)
 
-    def _expire(self, tx: Transaction, workspace: Workspace, live: list[Node], now: datetime) -> None:
+    def _expire(
+        self, tx: Transaction, workspace: Workspace, live: list[Node], now: datetime, *, force: bool = True
+    ) -> None:
         """No grace after the end: whatever still runs is ended hard."""
         begin(
             tx,
@@ -343,7 +385,7 @@ class Expiry:
             {node.index: Action.TERMINATE for node in live if node.state is not State.TERMINATING},
             now,
             cause=Cause.LEASE,
-            force=True,
+            force=force,
             final_state=State.EXPIRED,
         )
 

@@ -28,9 +28,6 @@ log = logging.getLogger(__name__)
 AGAIN_AFTER: Final = timedelta(seconds=10)
 """After that long a lease that would not let go is told again."""
 
-LOOK_AGAIN_AFTER: Final = timedelta(seconds=1)
-"""After that long it is looked at again whether what was under way is over."""
-
 INSTANT: Final = timedelta(microseconds=1)
 
 
@@ -50,7 +47,11 @@ class GivingWay:
             return None
         if workspace.preempted_time is None and preemption.notice_time < preemption.begin_time and not _told(workspace):
             return preemption.notice_time
-        return max(preemption.begin_time, self._again.get(workspace.uid, preemption.begin_time))
+        if any(node.state.moving for node in workspace.nodes):
+            return None  # it is looked at again when that is over
+        if workspace.cause is Cause.ERROR:
+            return max(preemption.begin_time, self._again.get(workspace.uid, preemption.begin_time))
+        return preemption.begin_time
 
     def act(self, workspace: Workspace, now: datetime) -> None:
         """Does what is due."""
@@ -62,9 +63,6 @@ class GivingWay:
             return
         holding = [node for node in workspace.nodes if not (node.state.final or node.released)]
         if workspace.preempted_time is None and self._spared(workspace, anyway=not holding, now=now):
-            return
-        if any(node.state.moving for node in workspace.nodes):
-            self._again[workspace.uid] = now + LOOK_AGAIN_AFTER
             return
         self._again[workspace.uid] = now + AGAIN_AFTER
         log.info("workspace=%s preempted by=%s", workspace.name, preemption.by)

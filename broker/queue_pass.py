@@ -1,0 +1,280 @@
+"""One pass over those who wait for capacity: who begins, when the others would, and what that keeps from whom.
+
+In its turn each workspace begins if it fits, beside what is kept for those before it, or if others can give way for it.
+Else its planned start is the first at which it fits; the pool's policy says whether those behind it have to heed it,
+and then it is held in the slot tables until the pass is over. Room gets only less within a pass, so what did not fit
+is not asked again for the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Final, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from broker.book import Book
+from broker.config import QueueSettings
+from broker.core.accounting import holdings
+from broker.core.errors import BrokerError
+from broker.core.model import Cause, State
+from broker.core.placement import Plan, PoolSnapshot, Window, fits
+from broker.core.policies import Passing, PolicySet
+from broker.core.slots import Slot
+from broker.engine.tasks import begin
+from broker.placing import snapshots, snapshots_for_their_own
+from broker.pools import Pool
+from broker.preempting import Preempting
+from broker.tenants import Tenants
+from broker.waiting import Entry
+
+log = logging.getLogger(__name__)
+
+ESTIMATED: Final = 32
+"""How many of those whose planned start is held against nobody are told one all the same."""
+
+PUNCTUAL: Final = timedelta(seconds=60)
+"""Who begins so little after the start it was told may end when it was told, too."""
+
+PLANNED: Final = "/planned"
+"""Ends the kind of a slot that is held for a planned start."""
+
+Held = tuple[str, Slot]
+"""A slot, and the pool it lies in."""
+
+
+class Place(Struct, frozen=True, kw_only=True):
+    """Where a workspace stands in the queue, from 1, and when it would begin; None: nobody can tell."""
+
+    position: int
+    start: datetime | None = None
+    due: datetime | None = None  # a start it was told before, if that came a moment ago
+    held: tuple[Held, ...] = ()  # what its planned start keeps those behind it from
+    closes: frozenset[str] = frozenset()  # pools that take nobody who is behind it
+    pools: frozenset[str] = frozenset()  # where it would begin
+    starved: bool = False  # it has waited so long that reservations heed it, too
+
+
+NOWHERE: Final = Place(position=0)
+
+
+class Pass:
+    """A pass at one instant; entered, and left when its places are known. `told`: the places of the last one."""
+
+    def __init__(
+        self,
+        book: Book,
+        pools: Mapping[str, Pool],
+        tenants: Tenants,
+        policies: PolicySet,
+        preempting: Preempting,
+        settings: QueueSettings,
+        told: Mapping[str, Place],
+        now: datetime,
+    ) -> None:
+        self._book = book
+        self._pools = dict(pools)
+        self._tenants = tenants
+        self._policies = policies
+        self._preempting = preempting
+        self._settings = settings
+        self._told = told
+        self._now = now
+        self._new = snapshots(pools.values(), now)
+        self._own = snapshots_for_their_own(pools.values(), now)
+        self._held: list[Held] = []  # for planned starts, in the slot tables
+        self._closed: frozenset[str] = frozenset()  # pools that take nobody any more
+        self._ahead: Counter[str] = Counter()  # how many with a planned start wait before, by pool
+        self._refused: set[tuple[object, ...]] = set()  # shapes that did not fit
+        self._limited: set[str] = set()  # whom something else than room keeps from it
+        self._not_before: dict[str, datetime] = {}  # when whoever nobody may pass would begin, by pool
+        self._estimated = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        take_off(self._book, self._held)
+
+    def serve(self, entries: Iterable[Entry], *, begin: bool) -> dict[str, Place]:
+        """The place of everyone, in order; with `begin`, whoever fits begins instead."""
+        places: dict[str, Place] = {}
+        for entry in entries:
+            position = len(places) + 1
+            if not (begin and self._looked_at(entry, position) and self._begins(entry)):
+                places[entry.workspace.uid] = self.place_of(entry, position)
+        return places
+
+    def take_over(self, places: Iterable[Place]) -> None:
+        """Those who had their turn in another pass have had it in this one."""
+        for place in places:
+            put_on(self._book, place.held)
+            self._held.extend(place.held)
+            self._closed |= place.closes
+            self._ahead.update(place.pools)
+            self._estimated += place.start is not None and not place.held
+            if place.start is not None:
+                self._not_before.update((pool, place.start) for pool in place.closes & place.pools)
+
+    def place_of(self, entry: Entry, position: int) -> Place:
+        """The place of one that does not begin in this pass."""
+        place = Place(position=position)
+        if self._looked_at(entry, position) and entry.workspace.uid not in self._limited:
+            ready = None if entry.shape in self._refused else self._ready(entry, position)
+            place = ready or self._waits(entry, position)
+        due = self._due(entry.workspace.uid)
+        return replace(place, due=due) if due is not None else place
+
+    # Inside
+
+    def _looked_at(self, entry: Entry, position: int) -> bool:
+        return position <= self._settings.depth and entry.eligible(self._now)
+
+    def _begins(self, entry: Entry) -> bool:
+        """Begins with a workspace where it fits, or where others can give way for it."""
+        seen = self._seen(entry)
+        there = {name: pool for name, pool in seen.items() if name not in self._closed}
+        if entry.shape in self._refused or not entry.may_go(there):
+            return False
+        window = entry.window(self._now)
+        answer = fits(entry.request, there, window) or self._punctual(entry, there, window)
+        try:
+            if answer is not None:
+                with self._book.transaction() as tx:
+                    begun, actions = entry.begun(answer, seen, self._now)
+                    self._tenants.check(begun.tenant, begun, besides=entry.workspace)
+                    begin(tx, self._pools, begun, actions, self._now, cause=Cause.LEASE, hosts=entry.hosts(answer))
+                return True
+            if not entry.waiting.preemptible and entry.workspace.state is State.PENDING:
+                made = self._preempting.room_for(entry.request, there, window, self._now)
+                if made is not None:
+                    with self._book.transaction() as tx:
+                        reserved = entry.reserved(made.plan, seen, self._now)
+                        self._tenants.check(reserved.tenant, reserved, besides=entry.workspace)
+                        tx.put(self._preempting.promise(tx, made, reserved, self._now))
+                    return True
+        except BrokerError as error:  # its tenant's limits, mostly: that keeps nobody else waiting
+            log.info("workspace=%s waits error=%s", entry.workspace.name, error)
+            self._limited.add(entry.workspace.uid)
+            return False
+        self._refused.add(entry.shape)
+        return False
+
+    def _punctual(self, entry: Entry, there: Mapping[str, PoolSnapshot], window: Window) -> Plan | None:
+        """Where one fits that was told a start which has just come, if it ends when it was told: those before it let go
+        a moment later than their end, and room may be promised from that very end on."""
+        due = self._due(entry.workspace.uid)
+        if due is None or window.duration is None:
+            return None
+        left = window.duration - (self._now - due)
+        return fits(entry.request, there, replace(window, duration=left)) if left > timedelta() else None
+
+    def _ready(self, entry: Entry, position: int) -> Place | None:
+        """The place of one that begins in the next pass: nobody is to come before it."""
+        seen = self._seen(entry)
+        there = {name: pool for name, pool in seen.items() if name not in self._closed}
+        answer = fits(entry.request, there, entry.window(self._now)) if entry.may_go(there) else None
+        if answer is None:
+            return None
+        return Place(position=position, start=self._now, held=self._keep(entry, answer, seen))
+
+    def _keep(self, entry: Entry, answer: Plan, seen: Mapping[str, PoolSnapshot]) -> tuple[Held, ...]:
+        """Holds what a plan would take, until the pass is over; returns it."""
+        held = _slots(entry, answer, seen, self._now)
+        put_on(self._book, held)
+        self._held.extend(held)
+        return held
+
+    def _waits(self, entry: Entry, position: int) -> Place:
+        """When it would begin, and what that means for those behind it."""
+        seen = self._seen(entry)
+        where = entry.pools(seen)
+        passing = {
+            pool: self._policies.backfill[pool].blocked(entry.waiting, self._ahead[pool], self._now)
+            for pool in sorted(where)
+        }
+        starved = self._now - entry.waiting.since >= self._settings.starvation_limit
+        heeded = starved or any(rule is not Passing.FREELY for rule in passing.values())
+        planned = None
+        if heeded or self._estimated < ESTIMATED:
+            self._estimated += not heeded
+            window = entry.window_ahead(self._now)
+            start = max(window.start, min((self._not_before.get(pool, self._now) for pool in where), default=self._now))
+            planned = fits(entry.request, seen, replace(window, start=start), soonest=True)
+        closes = frozenset(pool for pool, rule in passing.items() if rule is Passing.NOBODY)
+        held: tuple[Held, ...] = ()
+        pools = frozenset[str]() if planned is None else frozenset(each.pool for each in planned.assignments)
+        if planned is not None:
+            self._not_before.update((pool, planned.start) for pool in closes & pools)
+            if starved or any(passing.get(pool, Passing.FREELY) is not Passing.FREELY for pool in pools):
+                held = self._keep(entry, planned, seen)
+        elif starved:
+            closes = frozenset(where)  # nobody can tell when it will fit: until it does, nobody else is let in
+        self._closed |= closes
+        self._ahead.update(pools)
+        return Place(
+            position=position,
+            start=planned.start if planned is not None else None,
+            held=held,
+            closes=closes,
+            pools=pools,
+            starved=starved,
+        )
+
+    def _due(self, uid: str) -> datetime | None:
+        """The start that a workspace was told and that came a moment ago; None if there is none."""
+        place = self._told.get(uid, NOWHERE)
+        due = place.start if place.start is not None and place.start <= self._now else place.due
+        return due if due is not None and self._now - due <= PUNCTUAL else None
+
+    def _seen(self, entry: Entry) -> dict[str, PoolSnapshot]:
+        """The pools as they stand: one that drains still takes back what was its own."""
+        return self._own if entry.workspace.nodes else self._new
+
+
+def put_on(book: Book, held: Iterable[Held]) -> None:
+    """Puts slots for planned starts in the slot tables."""
+    for pool, slot in held:
+        book.slots[pool].hold_all([slot])
+
+
+def take_off(book: Book, held: Iterable[Held]) -> None:
+    """Takes them out again."""
+    for pool, slot in held:
+        book.slots[pool].release(slot.key)
+
+
+@contextmanager
+def holding(book: Book, places: Sequence[Place]) -> Iterator[None]:
+    """The slot tables with the planned starts of some places held."""
+    held = [each for place in places for each in place.held]
+    put_on(book, held)
+    try:
+        yield
+    finally:
+        take_off(book, held)
+
+
+def _slots(entry: Entry, planned: Plan, seen: Mapping[str, PoolSnapshot], now: datetime) -> tuple[Held, ...]:
+    """What a planned start would hold."""
+    reserved = entry.reserved(planned, seen, now)
+    mine = {node.index for node in entry.nodes} or {node.index for node in reserved.nodes}
+    found = holdings(reserved, (node for node in reserved.nodes if node.index in mine))
+    return tuple(
+        (
+            holding.pool,
+            Slot(
+                key=(uid, index, kind + PLANNED),
+                host=holding.host,
+                amounts=holding.amounts,
+                start=holding.start,
+                end=holding.end,
+            ),
+        )
+        for (uid, index, kind), holding in found.items()
+    )
