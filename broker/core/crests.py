@@ -98,10 +98,10 @@ class Crests:
         """Sweep over the starts and ends of a row inside the interval."""
         entries = self._entries
         starts = entries.starts.at.take(starting)
-        # What is overdue now ends right after it. Ends after the last start cannot matter.
+        # What is overdue now is gone before anything starts. Ends after the last start cannot matter.
         ending = entries.ends.between(BEGINNING if start == now else start, int(starts.max()))
         ending = ending[entries.row.take(ending) == row]
-        ends = np.maximum(entries.ends.at.take(ending), now + 1)
+        ends = entries.ends.at.take(ending)
         amounts = entries.amounts[: entries.resources]
         change = np.concatenate([-amounts[:, ending], amounts[:, starting]], axis=1)
         held[:, row] += highest_rise(np.concatenate([ends, starts]), np.arange(change.shape[1]) >= len(ends), change)

@@ -74,8 +74,7 @@ def first_fit(cases: Sequence[Case], after: int, until: int, length: int, search
     at = _bisect(0, len(starts), fits_without_coming)
     if at is None or last_start <= now:
         return None if at is None else int(starts[at])
-    # From here on nothing starts any more. An open-ended lease meets all that starts, whenever it begins.
-    settled = at if length >= INFINITY else max(at, int(np.searchsorted(starts, last_start)))
+    settled = max(at, int(np.searchsorted(starts, last_start)))  # from here on nothing starts any more
     found = _first_of(starts, at, settled, length, fits_in_common)
     if found is None:
         found = _bisect(settled, len(starts), fits_at)

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from broker.core.placement import HostRecord, NotNow, Plan, PoolSnapshot, ReasonCode, SetRequest, Window
+from broker.core.feasibility import case_of
+from broker.core.placement import HostRecord, NotNow, Placement, Plan, PoolSnapshot, ReasonCode, SetRequest, Window
 from broker.core.search import Budget, SearchLimit, search
-from broker.core.slots import Slot
+from broker.core.slots import Slot, to_us
 from broker.core.timing import MAX_STARTS
 from tests.support.placement_cases import (
     AT_ONCE,
@@ -131,6 +132,29 @@ def test_the_exact_search_goes_back_when_its_first_choices_lead_nowhere(
     with pytest.raises(SearchLimit):
         search(free=[[10], [10]], budget=Budget(1), **options)
     assert search(free=[[10], [9]], budget=Budget(), **options) is None
+
+
+@pytest.mark.parametrize("policy", [Placement.PACK, Placement.SPREAD])
+@pytest.mark.parametrize("taken", [0, 1, 3])  # nodes a host, at most: from an empty pool to a nearly full one
+def test_one_node_goes_where_a_ranking_of_all_hosts_says(policy: Placement, taken: int) -> None:
+    rng = random.Random(taken)
+    for _ in range(60):
+        lab = pool(
+            hosts=[
+                host(f"h{n:02d}", cpu=rng.choice([4, 8]) * 1000, memory=rng.choice([4, 8]) * 1024) for n in range(20)
+            ],
+            policy=policy,
+        )
+        for name in lab.hosts.names:
+            for _ in range(rng.randrange(taken + 1)):
+                occupy(lab, name, rng.randrange(1, 5) * 512, end=NOW + HOUR, cpu=rng.randrange(1, 5) * 500)
+        wanted = nodes(cpu=rng.randrange(1, 4) * 1000, memory=rng.randrange(1, 4) * 1024)
+        case = case_of(lab, [0], (wanted,))
+        room = case.room(to_us(NOW), to_us(NOW + HOUR))
+        ranks = case.waste(room, 0) + case.opening(room) if policy is Placement.PACK else -case.tightness(room, 0)
+        able = [row for row in range(20) if case.fitting(room, 0)[row]]
+        best = min(able, key=lambda row: (ranks[row], row))
+        assert placed(ask(wanted, at=lab)) == [(lab.hosts.names[best],)]
 
 
 def large_pool(hosts: int, slots_a_host: int, *, full: bool = False) -> PoolSnapshot:

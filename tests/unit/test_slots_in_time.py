@@ -144,11 +144,10 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         Slot(key=(f"w{number}", 0, "node"), host="h", amounts={"cpu": 1}, start=NOW, end=NOW + (1 + number) * MINUTE)
         for number in range(400)
     )
+    monkeypatch.setattr(levels, "KEPT_BYTES", 3 * table.peak(NOW, None, NOW).nbytes)
     for number in range(400):
         table.peak(NOW + number * MINUTE, None, NOW)
-    assert 1 < len(table._levels._kept) <= levels.KEPT
-    monkeypatch.setattr(levels, "KEPT_BYTES", 0)
-    table.peak(NOW + 395 * MINUTE, None, NOW)
+    assert len(table._levels._kept) == 3
     for number in range(10 * levels.JOURNAL):
         table.release((f"w{number % 400}", 0, "node"))
         table.hold((f"w{number % 400}", 0, "node"), "h", {"cpu": 1}, NOW, NOW + (1 + number % 400) * MINUTE)
@@ -156,7 +155,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert table.peak(NOW + 390 * MINUTE, None, NOW)[0, table.host_row("h")] == 10
 
 
-def test_a_host_that_changed_is_worked_out_anew_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_changed_is_worked_out_anew_where_it_matters_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     table = SlotTable(["cpu"])
     for number in range(30):
         start = NOW + (1 + number) * MINUTE
@@ -172,5 +171,6 @@ def test_a_host_that_changed_is_worked_out_anew_and_no_other(monkeypatch: pytest
     assert len(worked_out) == 10
     worked_out.clear()
     table.hold(("x", 0, "node"), "h4", {"cpu": 3}, NOW + 2 * MINUTE, NOW + 20 * MINUTE)
-    assert table.peak(NOW, None, NOW)[0, table.host_row("h4")] == 7
+    table.hold(("y", 0, "node"), "h5", {"cpu": 3}, NOW + 40 * MINUTE, NOW + 50 * MINUTE)
+    assert table.peak(NOW, NOW + 6 * MINUTE, NOW)[0, table.host_row("h4")] == 5
     assert worked_out == [table.host_row("h4")]
