@@ -80,8 +80,8 @@ class HostChoice(Protocol):
     def rank(self, hosts: Sequence[str], left: Mapping[str, FloatArray]) -> FloatArray:
         """Return a number a host, the least for the best.
 
-        `left`: for each resource that is asked for, the share of the host's total left free once the node is on it;
-        negative where the host lacks room and is out of the question.
+        `left`: for each resource that is asked for, the share of the host's total left free once the node is on it, 0
+        to 1; only hosts that can take the node are asked about.
         """
 
 
