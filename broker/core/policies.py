@@ -152,7 +152,7 @@ class Youngest:
 
     def order(self, candidates: Sequence[Victim], now: datetime) -> Sequence[Victim]:
         """Return them by start, the latest first; the lower priority first."""
-        return sorted(reversed(candidates), key=lambda each: (each.priority, -each.started.timestamp()))
+        return sorted(candidates[::-1], key=lambda each: (each.priority, -each.started.timestamp()))
 
 
 class Smallest:
@@ -160,7 +160,7 @@ class Smallest:
 
     def order(self, candidates: Sequence[Victim], now: datetime) -> Sequence[Victim]:
         """Return them by the number of their nodes, then the youngest first."""
-        return sorted(reversed(candidates), key=lambda each: (each.nodes, -each.started.timestamp()))
+        return sorted(candidates[::-1], key=lambda each: (each.nodes, -each.started.timestamp()))
 
 
 QUEUE_ORDERS: Final[Mapping[str, Callable[[], QueueOrder]]] = {"fair-share": FairShare, "arrival": Arrival}
