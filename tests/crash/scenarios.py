@@ -14,9 +14,11 @@ from typing import Any, Final
 
 from workspacebroker.v1 import pool_service_pb2 as pools_api
 from workspacebroker.v1 import resources_pb2 as pb
+from workspacebroker.v1 import workspace_service_pb2 as api
 
 from backends.base import Action, Step
 from broker.engine.fault_points import CALLS, LEAVING, Moment, enumerate_points, point_of
+from tests.support.broker import TENANT
 from tests.support.crash_life import STATE, Life
 from tests.support.crash_worlds import OpenNebula, Simulated
 
@@ -171,6 +173,20 @@ def _fails_and_goes_slowly(world: OpenNebula) -> None:
     world.standin.set_dwell("CLEANUP_DELETE", 2.0)  # longer than a restart takes
 
 
+async def _ensembles(life: Life) -> None:
+    """One is sealed and one is given up, each with two workspaces: all or none of them, whenever it dies."""
+    for number, ends in (("one", "Seal"), ("two", "Cancel")):
+        ensemble = f"{TENANT}/ensembles/{number}"
+        opened = api.CreateEnsembleRequest(parent=TENANT, ensemble_id=number, request_id=f"open-{number}")
+        await life.ask("CreateEnsemble", opened)
+        names = [await life.create(count=2, ensemble=ensemble), await life.create(ensemble=ensemble)]
+        request: Any = getattr(api, f"{ends}EnsembleRequest")(name=ensemble, request_id=f"{ends}-{number}")
+        answer = await life.ask(f"{ends}Ensemble", request)
+        assert list(answer.ensemble.workspaces) == names, answer
+        for name in names:
+            await life.until(name, "RUNNING" if ends == "Seal" else "TERMINATED")
+
+
 _STEPS_AGAIN: Final = {
     point_of(Action.CREATE, step, moment): 2
     for step in (Step.ALLOCATE, Step.DEPLOY)
@@ -180,6 +196,7 @@ _STEPS_AGAIN: Final = {
 SCENARIOS: Final = (
     Scenario(name="create", play=_create, actions=(Action.CREATE,), calls=(1,)),
     Scenario(name="group_create", play=_group, actions=(Action.CREATE,), nodes=3),
+    Scenario(name="ensembles", play=_ensembles, actions=(), calls=(1, 2, 3, 4, 8), only="simulator"),
     Scenario(
         name="suspend",
         play=_there_and_back("Suspend", "SUSPENDED", "Resume"),

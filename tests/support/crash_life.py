@@ -325,7 +325,8 @@ async def _died(process: Process) -> bool:
 
 
 def _settled(workspace: pb.Workspace) -> bool:
-    return workspace.state not in MOVING and not any(node.HasField("activity") for node in workspace.nodes)
+    waits = workspace.state == STATE.STATE_PENDING and bool(workspace.ensemble)  # for its seal, which is a call
+    return (waits or workspace.state not in MOVING) and not any(node.HasField("activity") for node in workspace.nodes)
 
 
 def _compute(amounts: pb.Quantities) -> dict[str, int]:
