@@ -10,6 +10,7 @@ as long as that no crests are kept: what happens there inside the interval is go
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from broker.core.entries import Entries
 from broker.core.order import BEGINNING, Places
-from broker.core.sweep import IntArray, highest_rise, sums_at_starts
+from broker.core.sweep import IntArray, highest_rise, in_time, sums_at_starts
 
 LONG = 512
 """Slots of a row that no crests are kept of."""
@@ -31,7 +32,7 @@ class Crests:
         self._crests = np.zeros_like(entries.amounts)
         self._places: list[set[int]] = []  # by row
         self._stale = np.zeros(64, dtype=np.bool_)  # by row
-        self._long: set[int] = set()  # rows
+        self._long: dict[int, set[int]] = {}  # rows, and the resources that were ever held there since they are long
 
     def make_room(self) -> None:
         """Take in rows that are new."""
@@ -45,8 +46,9 @@ class Crests:
         places = self._places[row]
         places.add(place)
         self._stale[row] = True
-        if len(places) == LONG + 1:
-            self._long.add(row)
+        if len(places) > LONG:
+            new = [place] if row in self._long else list(places)
+            self._long.setdefault(row, set()).update(np.nonzero(self._entries.amounts[:, new])[0].tolist())
 
     def remove(self, row: int, place: int) -> None:
         """Leave out a slot that leaves its place."""
@@ -54,7 +56,7 @@ class Crests:
         places.remove(place)
         self._stale[row] = True
         if len(places) == LONG:
-            self._long.remove(row)
+            del self._long[row]
 
     def of_row(self, row: int) -> set[int]:
         """Return the places of a row's slots. Do not write to them."""
@@ -66,10 +68,10 @@ class Crests:
         """
         rows = self._entries.row.take(starting)
         self._widen()
-        for row in self._long:
+        for row, resources in self._long.items():
             here = rows == row
             if here.any():
-                self._go_through(held, row, starting[here], start, now)
+                self._go_through(held, row, resources, starting[here], start, now)
                 starting, rows = starting[~here], rows[~here]
         stale = self._stale.take(rows)
         if stale.any():
@@ -94,14 +96,16 @@ class Crests:
         self._crests[: entries.resources, places] = crests
         self._stale[rows] = False
 
-    def _go_through(self, held: IntArray, row: int, starting: Places, start: int, now: int) -> None:
-        """Sweep over the starts and ends of a row inside the interval."""
+    def _go_through(
+        self, held: IntArray, row: int, resources: Iterable[int], starting: Places, start: int, now: int
+    ) -> None:
+        """Go through the starts and ends of a row inside the interval."""
         entries = self._entries
         starts = entries.starts.at.take(starting)
         # What is overdue now is gone before anything starts. Ends after the last start cannot matter.
         ending = entries.ends.between(BEGINNING if start == now else start, int(starts.max()))
         ending = ending[entries.row.take(ending) == row]
-        ends = entries.ends.at.take(ending)
-        amounts = entries.amounts[: entries.resources]
-        change = np.concatenate([-amounts[:, ending], amounts[:, starting]], axis=1)
-        held[:, row] += highest_rise(np.concatenate([ends, starts]), np.arange(change.shape[1]) >= len(ends), change)
+        order = in_time(entries.ends.at.take(ending), starts)
+        for resource in resources:
+            amounts = entries.amounts[resource]
+            held[resource, row] += highest_rise(order, amounts.take(ending), amounts.take(starting))

@@ -61,14 +61,17 @@ def sums_at_starts(rows: NDArray[np.intp], starts: IntArray, ends: IntArray, amo
     return found[:, number:]
 
 
-def highest_rise(when: IntArray, is_start: NDArray[np.bool_], change: IntArray) -> IntArray:
-    """Return how far sums rise at most over some changes: (resources), 0 or more.
-
-    Ends come before starts at the same instant because intervals are half-open.
+def in_time(ends: IntArray, starts: IntArray) -> NDArray[np.intp]:
+    """Return the order in time of ends and starts, in that sequence: at one instant ends come first, as intervals are
+    half-open. Runs that are in order already are only merged.
     """
-    sums = np.cumsum(change[:, np.lexsort((is_start, when))], axis=1)
-    rise: IntArray = np.maximum(sums.max(axis=1, initial=0), 0)
-    return rise
+    return np.argsort(np.concatenate([ends, starts]), kind="stable")
+
+
+def highest_rise(order: NDArray[np.intp], ending: IntArray, starting: IntArray) -> int:
+    """Return how far a sum rises at most, 0 or more, where these amounts end and start in this order."""
+    sums = np.cumsum(np.concatenate([-ending, starting]).take(order))
+    return max(0, int(sums.max(initial=0)))
 
 
 def distinct(ascending: IntArray) -> IntArray:
