@@ -19,8 +19,9 @@ from broker.core.placement import Placement, PlacementRequest, Plan, PoolSnapsho
 MOST_ORDERS: Final = 24
 """Orders that are tried at most: all there are of four workspaces."""
 
-MOST_QUESTIONS: Final = 256
-"""Times that placement is asked at most, over all orders but the first two."""
+MOST_WORK: Final = 256
+"""Bounds the orders after the first two: a workspace of one set counts 1 in each, one of several, which have to be
+searched for, the square of their number."""
 
 
 class Member(Struct, frozen=True, kw_only=True):
@@ -42,7 +43,7 @@ def one_by_one(members: Sequence[Member], attempt: Callable[[Sequence[Member]], 
     pending = [tuple(places), _largest_first(members)]
     others = permutations(places)
     tried: set[tuple[int, ...]] = set()
-    most = max(2, min(MOST_ORDERS, MOST_QUESTIONS // max(1, len(members))))
+    most = max(2, min(MOST_ORDERS, MOST_WORK // sum(len(member.request.sets) ** 2 for member in members)))
     for _ in range(MOST_ORDERS * most):  # of equal members most orders are one
         order = pending.pop(0) if pending else next(others, None)
         if order is None or len(tried) == most:

@@ -68,6 +68,8 @@ def test_every_order_of_a_few_is_tried_once_and_of_equal_ones_one_is_enough() ->
 def test_the_number_of_orders_is_bounded() -> None:
     different = [member(nodes(memory=1024 + number)) for number in range(8)]
     assert len(tried(different, {}, 1)[1]) == MOST_ORDERS
+    searched = [member(*[nodes(memory=1024 + number)] * 8) for number in range(2)]
+    assert len(tried([*different, *searched], {}, 1)[1]) == 2
 
 
 def test_equal_sets_are_one_and_parted_again() -> None:
