@@ -152,7 +152,7 @@ class Youngest:
 
     def order(self, candidates: Sequence[Victim], now: datetime) -> Sequence[Victim]:
         """Return them by start, the latest first; the lower priority first."""
-        return sorted(candidates[::-1], key=lambda each: (each.priority, -each.started.timestamp()))
+        return _latest_first(candidates, lambda each: (each.priority, -each.started.timestamp()))
 
 
 class Smallest:
@@ -160,7 +160,15 @@ class Smallest:
 
     def order(self, candidates: Sequence[Victim], now: datetime) -> Sequence[Victim]:
         """Return them by the number of their nodes, then the youngest first."""
-        return sorted(candidates[::-1], key=lambda each: (each.nodes, -each.started.timestamp()))
+        return _latest_first(candidates, lambda each: (each.nodes, -each.started.timestamp()))
+
+
+def _latest_first(candidates: Sequence[Victim], key: Callable[[Victim], tuple[float, float]]) -> list[Victim]:
+    """By a key; of those alike, who came last goes first."""
+    ordered = list(candidates)
+    ordered.reverse()
+    ordered.sort(key=key)
+    return ordered
 
 
 QUEUE_ORDERS: Final[Mapping[str, Callable[[], QueueOrder]]] = {"fair-share": FairShare, "arrival": Arrival}
