@@ -86,10 +86,13 @@ class Updates:
 
     def _with_patience(self, workspace: Workspace, request: UpdateRequest) -> Workspace:
         """Waiting longer, or less long. What waits already cannot stop to and be neither begun nor ended."""
+        path = "workspace.terms.queue_until"
         if request.queue_until is None and workspace.waiting_since is not None and workspace.preempted_time is None:
             message = "it waits in the queue; to stop waiting, terminate it, or give an earlier queue_until"
-            path = "workspace.terms.queue_until"
             raise FieldsInvalid([FieldViolation(path=path, reason=FieldReason.REQUIRED, message=message)])
+        if request.queue_until is not None and workspace.awaits_seal:
+            message = "it waits for the seal of its ensemble, not in the queue"
+            raise FieldsInvalid([FieldViolation(path=path, reason=FieldReason.CONFLICT, message=message)])
         return replace(workspace, terms=replace(workspace.terms, queue_until=request.queue_until))
 
     def _check_end_action(self, workspace: Workspace, end_action: EndAction) -> None:

@@ -409,6 +409,9 @@ async def test_a_workspace_is_sealed_as_it_was_changed(tmp_path: Path) -> None:
         wish = pb.Workspace(name=name, terms=pb.LeaseTerms(duration=Duration(seconds=7200)), labels={"a": "b"})
         changed = await updated(broker, wish, "terms.duration", "labels")
         assert (state_of(changed), changed.HasField("end_time")) == ("PENDING", False)
+        waits = pb.Workspace(name=name, terms=pb.LeaseTerms(queue_until=at(datetime.now(UTC) + HOUR)))
+        refusal = await refused(updated(broker, waits, "terms.queue_until"))
+        assert refusal.violations == {"workspace.terms.queue_until": "CONFLICT"}
         found = (await sealed(broker)).workspaces[0]
         assert found.end_time.seconds - found.planned_start_time.seconds == 7200
         assert dict(found.labels) == {"a": "b"}
