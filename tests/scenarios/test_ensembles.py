@@ -5,7 +5,7 @@ ensemble open and everything as it was, and is repeated once there is room; an o
 placement that no order finds; never-fitting ones, one by itself and all together; adding to what is sealed, cancelled,
 full, unknown or another tenant's; cancelling; expiry and when a record is forgotten; a broker that is killed between
 adding and sealing; request ids; etags; limits of the tenant; a member that is terminated, or changed, before the seal;
-reservations among the members, and one whose start has passed; requests that are only tried.
+reservations among the members, and one whose start has passed; leases that give way; requests that are only tried.
 """
 
 from __future__ import annotations
@@ -182,6 +182,24 @@ async def test_reservations_are_held_and_the_others_start(tmp_path: Path) -> Non
         assert answer.workspaces[0].planned_start_time == at(START + HOUR)
         await broker.until(f"{TENANT}/workspaces/c", "RUNNING", step=60.0)
         assert clock.now() >= START + HOUR
+
+
+async def test_preemptible_leases_give_way_for_all_of_it_or_not_at_all(tmp_path: Path) -> None:
+    async with running(tmp_path, TWO_POOLS) as broker:
+        cheap = await created(broker, small(memory=4096, pool="two", terms=pb.LeaseTerms(preemptible=True)))
+        firm = await created(broker, small(memory=4096, count=2, pool="one"))
+        for each in (cheap, firm):
+            await broker.until(each.name, "RUNNING")
+        await opened(broker)
+        await added(broker, whole("two"), whole("one"))
+        assert (await refused(sealed(broker))).metadata["workspace"] == f"{TENANT}/workspaces/b"
+        assert not (await broker.get(cheap.name)).notices
+        assert state_of(await broker.get(cheap.name)) == "RUNNING"
+        await broker.verb("Terminate", firm.name)
+        await broker.until(firm.name, "TERMINATED")
+        for each in (await sealed(broker)).workspaces:
+            await broker.until(each.name, "RUNNING")
+        assert (await broker.get(cheap.name)).nodes[0].capacity_released
 
 
 async def test_sealing_twice_answers_it_as_it_is(tmp_path: Path) -> None:
