@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.bench-installed
 
-.PHONY: help demo test lint protos bench bench-guard faults soak floors breaking-baseline clean
+TRACES ?= ../shared/traces/blue-1000requests.swf ../shared/traces/ar-injected-small.lwf
+
+.PHONY: help demo test lint protos bench bench-guard faults soak replay floors breaking-baseline clean
 
 help:
 	@echo "make demo     the whole story, each step with real answers"
@@ -16,6 +18,7 @@ help:
 	@echo "make bench-guard  the same, and fails where a ratio is a quarter worse than in benchmarks/table.json"
 	@echo "make faults   2,000 life cycles through a network that spoils a fifth of all calls"
 	@echo "make soak     10 minutes of load: memory and open files"
+	@echo "make replay   workload traces through every backfill, checked; TRACES=... for others than ../shared/traces"
 	@echo "make floors   the tests against the oldest dependencies supported"
 
 $(STAMP): pyproject.toml protos/build_hook.py $(wildcard protos/workspacebroker/v1/*.proto)
@@ -60,6 +63,9 @@ faults: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python -m tests.faults.soak --minutes 10
+
+replay: $(STAMP)
+	$(BIN)/python -m tests.support.replay_matrix $(TRACES) $(REPLAY_ARGS)
 
 floors: $(STAMP)
 	$(PYTHON) -m venv .venv-floors

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from broker.config import ConfigError, Settings, load
-from broker.core.policies import BACKFILLS
+from broker.policy_registry import Kind, names
 from broker.replay.driver import Options, ReplayError, replay
 from broker.replay.log import lines_of
 from broker.replay.picture import picture
@@ -40,7 +40,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--nodes-per-host", type=int, default=1, metavar="N", help="nodes of an SWF trace that share a host (1)"
     )
-    parser.add_argument("--backfill", choices=sorted(BACKFILLS), help="in every pool, instead of what is configured")
+    parser.add_argument("--backfill", choices=names(Kind.BACKFILL), help="in every pool, instead of what is configured")
     parser.add_argument("--log-level", default="error", choices=["debug", "info", "warning", "error"])
     return parser
 

@@ -173,9 +173,10 @@ class _Run:
             self.recorder.refused(entry, error, self._clock.now())
             return
         left = entry.real
+        done = False
         while track.state not in FINAL:
             track.changed.clear()
-            if track.state is not State.RUNNING:
+            if done or track.state is not State.RUNNING:
                 if track.state is State.PENDING:
                     left = entry.real  # what has to begin anew has done nothing
                 await track.changed.wait()
@@ -185,7 +186,7 @@ class _Run:
                 await self._broker.verbs.verb(
                     Verb.TERMINATE, Target(tenant=request.tenant, workspace_id=request.workspace_id)
                 )
-                return
+                done = True
             left -= self._clock.now() - since
 
     def _note(self, workspace: Workspace) -> None:
