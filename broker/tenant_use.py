@@ -35,11 +35,13 @@ class TenantUse:
         self._use = DecayedUse(half_life)
         self._totals: tuple[tuple[int, ...], dict[str, int]] = ((), {})
         self._recalled = False
-        self._began = clock.now()
 
     def note(self, workspace: Workspace) -> None:
         """A workspace has changed: its tenant holds what the book says from now on."""
-        self._note(workspace.tenant, self._clock.now())
+        now = self._clock.now()
+        if not self._recalled:
+            self._recall(now)
+        self._note(workspace.tenant, now)
 
     def _note(self, tenant: str, now: datetime) -> None:
         used = self._book.used
@@ -69,13 +71,13 @@ class TenantUse:
         return self._totals[1]
 
     def _recall(self, now: datetime) -> None:
-        """Counts what the records say of the time before this broker started."""
+        """Counts what the records say of the time up to now, in which no pool had been read yet."""
         if not self._all_there_is():
             return  # no pool has been read yet
         self._recalled = True
         for workspace in self._book.workspaces.values():
             start = workspace.actual_start_time
-            end = min(workspace.final_time or self._began, self._began)
+            end = min(workspace.final_time or now, now)
             if start is not None and start < end:
                 held: Counter[str] = Counter()
                 for node in workspace.nodes:
