@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import Final
@@ -93,6 +93,8 @@ class Queue:
         self._places: dict[str, Place] = {}  # in the order of the last pass
         self._freed = 0  # what the book had given back when a pass began last
         self._awake = asyncio.Event()
+        self.before_pass: Callable[[], None] = lambda: None
+        """Called before anybody begins: who was promised room that is free now takes it first."""
 
     # What others see
 
@@ -198,6 +200,7 @@ class Queue:
 
     def serve(self) -> None:
         """One pass: whoever fits begins, in order, and the others are told when they would."""
+        self.before_pass()
         self._survey(self._clock.now(), begin=True)
 
     def _survey(self, now: datetime, *, begin: bool) -> None:
@@ -267,6 +270,9 @@ class Queue:
     @contextmanager
     def _heeded(self, ahead: Sequence[Place], seen: Mapping[str, PoolSnapshot]) -> Iterator[Mapping[str, PoolSnapshot]]:
         """The pools as they are for somebody behind these: their planned starts are held, their pools closed."""
+        if not ahead:
+            yield seen
+            return
         closed = Counter(pool for place in ahead for pool in place.closes)
         with holding(self._book, ahead):
             if not closed:

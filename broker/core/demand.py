@@ -16,7 +16,7 @@ from msgspec import Struct, field
 class Placement(StrEnum):
     """How the nodes of a set lie over the hosts."""
 
-    PACK = "PACK"  # least waste, see feasibility.tightness_and_waste
+    PACK = "PACK"  # least waste, see feasibility.py
     SPREAD = "SPREAD"  # fewest nodes of the set a host, then the host with the most room
     ONE_PER_HOST = "ONE_PER_HOST"  # a rule, not a wish: no two nodes of the set on one host
 

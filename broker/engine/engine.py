@@ -98,6 +98,7 @@ class Engine:
         book.on_lost = self._lost.set
         book.on_ensemble = self.ensembles.watch
         book.fault_point = fault_point
+        queue.before_pass = self.expiry.start_late
         book.on_workspace += [self.expiry.watch, queue.changed, self._on_change]
 
     async def start(self) -> None:

@@ -239,8 +239,14 @@ class Expiry:
     def room_freed(self) -> None:
         """Room has come free: starts that wait for theirs are tried again at once."""
         now = self._clock.now()
-        for uid in self._reservations.late(now):
+        for uid in self._reservations.late():
             self._push(now, uid)
+
+    def start_late(self) -> None:
+        """Starts that wait for room, before anybody in the queue takes it."""
+        if self.clock_watch.wait <= 0.0:
+            for uid in self._reservations.late():
+                self.act(uid, self._clock.now())
 
     def act(self, uid: str, now: datetime) -> None:
         """Does to one workspace what is due at an instant."""

@@ -45,6 +45,7 @@ class Reservations:
         self._clock = clock
         self._looked: tuple[int, ...] = ()  # the versions of hosts and cordons that were looked at last
         self._in_danger: set[str] = set()  # by uid, as of the last look
+        self._late: dict[str, None] = {}  # by uid: their room was not free when they were due
 
     def secure(self) -> None:
         """Sees to every reservation that is in danger or was; those that begin first have the choice. While no host
@@ -176,6 +177,7 @@ class Reservations:
 
     def _wait_for_room(self, workspace: Workspace, now: datetime) -> None:
         """Its room is not free yet; its owner is told when that lasts."""
+        self._late[workspace.uid] = None
         due = workspace.prepare_time or workspace.start_time or now
         if now - due < LATE_AFTER or any(notice.kind is NoticeKind.AT_RISK for notice in workspace.notices):
             return
@@ -212,10 +214,10 @@ class Reservations:
             )
         )
 
-    def late(self, now: datetime) -> list[str]:
-        """The uids of those that are due and have not begun."""
-        reserved = (self._book.workspaces[uid] for uid in self._book.waiting[State.RESERVED])
-        return sorted(each.uid for each in reserved if each.prepare_time is not None and each.prepare_time <= now)
+    def late(self) -> list[str]:
+        """The uids of those that were due and found their room not free yet."""
+        self._late = {uid: None for uid in self._late if uid in self._book.waiting[State.RESERVED]}
+        return list(self._late)
 
     def _put(self, workspace: Workspace) -> None:
         with self._book.transaction() as tx:
