@@ -147,6 +147,8 @@ class Engine:
         if self._book.freed != self._freed:
             self._freed = self._book.freed
             self.expiry.room_freed()
+        if workspace.state.final and self._book.giving_way:
+            self.expiry.ended(workspace)
 
     async def stop(self) -> None:
         """Stops working; what is under way stays in the book."""

@@ -242,6 +242,11 @@ class Expiry:
         for uid in self._reservations.late():
             self._push(now, uid)
 
+    def ended(self, workspace: Workspace) -> None:
+        """A workspace has come to its end: who was to give way to it need not, perhaps."""
+        for victim in self._giving_way.concerned(workspace.uid):
+            self.watch(victim)
+
     def start_late(self) -> None:
         """Starts that wait for room, before anybody in the queue takes it."""
         if self.clock_watch.wait <= 0.0:

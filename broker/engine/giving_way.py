@@ -45,6 +45,8 @@ class GivingWay:
         if preemption is None:
             self._again.pop(workspace.uid, None)
             return None
+        if self._for_nobody(workspace):
+            return workspace.create_time  # at once
         if workspace.preempted_time is None and preemption.notice_time < preemption.begin_time and not _told(workspace):
             return preemption.notice_time
         if any(node.state.moving for node in workspace.nodes):
@@ -57,6 +59,11 @@ class GivingWay:
         """Does what is due."""
         preemption = workspace.preemption
         assert preemption is not None
+        if self._for_nobody(workspace):
+            if not self._spared(workspace, anyway=False, now=now):  # others were promised the room meanwhile
+                with self._book.transaction() as tx:
+                    tx.put(replace(workspace, preemption=replace(preemption, by="")))
+            return
         if now < preemption.begin_time:
             with self._book.transaction() as tx:
                 tx.put(with_notice(workspace, now))
@@ -97,6 +104,18 @@ class GivingWay:
                     force=True,
                     final_state=State.PENDING,
                 )
+
+    def concerned(self, beneficiary: str) -> list[Workspace]:
+        """Those who have to give way to a workspace."""
+        found = (self._book.workspaces[uid] for uid in self._book.giving_way)
+        return [each for each in found if each.preemption is not None and each.preemption.by == beneficiary]
+
+    def _for_nobody(self, workspace: Workspace) -> bool:
+        """Whether the workspace that it is to give way to has come to its end before it did."""
+        if workspace.preemption is None or workspace.preempted_time is not None or not workspace.preemption.by:
+            return False
+        beneficiary = self._book.workspaces.get(workspace.preemption.by)
+        return beneficiary is None or beneficiary.state.final
 
     def _spared(self, workspace: Workspace, *, anyway: bool, now: datetime) -> bool:
         """Whether it need not give way: it has let go by itself, or nobody is in want of its room any more."""
