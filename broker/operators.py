@@ -118,8 +118,9 @@ class Operators:
         return self.pool(name), changed, len(pool.strays)
 
     def _moved_on(self, name: str) -> None:
-        """What a pool admits has changed: whoever judged an older generation judges again."""
+        """What a pool admits has changed: whoever judged an older generation judges again, and so does whoever waits."""
         self._book.generations[name] += 1
+        self._engine.room_changed()
 
     # Hosts
 

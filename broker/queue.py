@@ -92,6 +92,7 @@ class Queue:
         self._entries: dict[str, Entry] = {}
         self._places: dict[str, Place] = {}  # in the order of the last pass
         self._freed = 0  # what the book had given back when a pass began last
+        self._generation = 0  # what was held, and there was, when it ended
         self._awake = asyncio.Event()
         self.before_pass: Callable[[], None] = lambda: None
         """Called before anybody begins: who was promised room that is free now takes it first."""
@@ -166,7 +167,7 @@ class Queue:
         """A workspace has changed, durably: room may have come free, or somebody waits who did not."""
         self._use.note(workspace)
         left = workspace.uid in self._places and workspace.uid not in self._book.queue
-        if self._book.queue and (left or self._book.freed != self._freed or not self._knows(workspace.uid)):
+        if self._book.queue and (left or self._generations() != self._generation or not self._knows(workspace.uid)):
             self._awake.set()
 
     def firm_plans(self) -> AbstractContextManager[None]:
@@ -208,6 +209,11 @@ class Queue:
         self._freed = self._book.freed
         with self._pass(now) as turn:
             self._places = turn.serve(self._in_order(now), begin=begin)
+        self._generation = self._generations()
+
+    def _generations(self) -> int:
+        """Grows with every change of what is held, or of what there is."""
+        return sum(self._book.generations.values())
 
     def _pass(self, now: datetime) -> Pass:
         return Pass(

@@ -89,7 +89,7 @@ class Engine:
             driver.on_accepted = observer.soon
             driver.on_gone = lambda key, seen, observer=observer: observer.apply({key: seen})  # type: ignore[misc]
             breaker.on_change = lambda outage, observer=observer: self._outage(observer, outage)  # type: ignore[misc]
-            observer.on_room = self._on_room
+            observer.on_room = self.room_changed
             self.work[name] = PoolWork(pool=pool, breaker=breaker, driver=driver, observer=observer)
         self._clock = clock
         self._lost = asyncio.Event()
@@ -136,8 +136,8 @@ class Engine:
                 if task.step is not None and not task.unsure:
                     tx.put_task(replace(task, unsure=True))
 
-    def _on_room(self) -> None:
-        """A pool was looked at: hosts may have failed or come back, and room may have come free."""
+    def room_changed(self) -> None:
+        """A pool was looked at, or an operator has spoken: hosts may be out or in again, room may have come free."""
         self.reservations.secure()
         self.expiry.room_freed()
         self.queue.wake()

@@ -191,7 +191,7 @@ class Expiry:
 
     def _warning_time(self, workspace: Workspace) -> datetime | None:
         """When the notice ENDING comes: before the end, but not in the first half of the lease."""
-        if workspace.end_time is None or workspace.start_time is None:
+        if workspace.end_time is None or workspace.start_time is None or workspace.state is State.PENDING:
             return None
         if workspace.notices and any(notice.kind is NoticeKind.ENDING for notice in workspace.notices):
             return None

@@ -273,16 +273,17 @@ async def test_a_drain_suspends_the_rest_where_told_to(tmp_path: Path) -> None:
         await broker.until(runs.name, "RUNNING")
 
 
-async def test_a_drain_leaves_a_reservation_alone_and_it_goes_elsewhere(tmp_path: Path) -> None:
+async def test_a_drain_moves_a_reservation_at_once(tmp_path: Path) -> None:
     async with running(tmp_path, site(pool("lab", hosts=2)), clock=ManualClock(START)) as broker:
         wish = small()
         wish.terms.start_time.CopyFrom(at(START + timedelta(hours=1)))
         reserved = await created(broker, wish)
         assert places(reserved) == ["lab-host-1"]
         answer = await drain(broker, "lab-host-1")
+        assert list(answer.staying) == []
+        assert places(await broker.get(reserved.name)) == ["lab-host-2"]
         workspace = await broker.until(reserved.name, "RUNNING", step=120)
         assert places(workspace) == ["lab-host-2"]
-        assert list(answer.staying) == [reserved.name]
 
 
 async def test_a_drain_of_a_silent_pool_cordons_and_says_so(tmp_path: Path) -> None:
