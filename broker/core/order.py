@@ -23,6 +23,9 @@ BEGINNING, INFINITY = int(np.iinfo(np.int64).min), int(np.iinfo(np.int64).max)
 WAITING = 256
 """Changed places that may wait. A merge reads every place, a question reads those that wait."""
 
+SWEPT = 8
+"""Where more than this part of all places is asked for, all are read in the order they lie in memory."""
+
 
 class TimeOrder:
     """One instant a place, in microseconds."""
@@ -60,6 +63,8 @@ class TimeOrder:
         """Return the places with an instant in `(after, until]`, in no order; `until` before INFINITY."""
         waiting = self._outside()
         low, high = self._instants.searchsorted(after, "right"), self._instants.searchsorted(until, "right")
+        if high - low > len(self.at) // SWEPT:
+            return np.flatnonzero((self.at > after) & (self.at <= until))
         found = self._sorted[low:high]
         if not len(waiting):
             return found
