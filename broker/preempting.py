@@ -75,39 +75,55 @@ class Preempting:
     def room_for(
         self, request: PlacementRequest, seen: Mapping[str, PoolSnapshot], window: Window, now: datetime
     ) -> MadeRoom | None:
-        """Where a request would go if others gave way, and which; None if that would not do."""
+        """Where a request would go if others gave way, and which; None if that would not do, or nobody need.
+
+        What is for now, or may begin later, waits for those of a longer notice only where the others are not enough.
+        """
         where = self._where(request, seen)
         candidates = [
-            workspace
+            (self._needs(workspace), workspace)
             for uid in self._book.preemptible
             if self._can_give_way(workspace := self._book.workspaces[uid], where)
         ]
         if not candidates:
             return None
-        start = max(window.start, now)
         lead = max(seen[pool].lead for pool in where)
-        needs = max(self._needs(workspace) for workspace in candidates)
-        if start <= now and needs > timedelta():  # it begins as soon as they can have let go
-            start = now + needs + lead
-            window = replace(window, start=start, immediate=False)
-        free = max(now, start - lead)
-        candidates = [workspace for workspace in candidates if now + self._needs(workspace) <= free]
+        soonest = max(now, window.start - lead)
+        for free in sorted({max(soonest, now + needs) for needs, _ in candidates}):
+            by_then = [workspace for needs, workspace in candidates if now + needs <= free]
+            if free == soonest:
+                made = self._room_at(free, request, seen, window, now, self._in_order(by_then, where, now))
+            elif window.immediate or window.latest_start is not None:
+                later = replace(window, start=free + lead, immediate=False)
+                made = self._room_at(free, request, seen, later, now, self._in_order(by_then, where, now))
+            else:
+                break
+            if made is not None:
+                return made if made.victims else None
+        return None
+
+    def _room_at(
+        self,
+        free: datetime,
+        request: PlacementRequest,
+        seen: Mapping[str, PoolSnapshot],
+        window: Window,
+        now: datetime,
+        ordered: Sequence[Workspace],
+    ) -> MadeRoom | None:
+        """Where a request would go if some of these, the first rather than the last, let go at an instant."""
 
         def planned(victims: Sequence[Workspace]) -> Plan | None:
             with self._without(victims, free, now):
                 answer = fits(request, seen, window)
             return answer if answer is not None and answer.prepare >= free else None
 
-        ordered = self._in_order(candidates, where, now)
         asked = FIRST_ASKED
         while asked < len(ordered) and planned(ordered[:asked]) is None:
             asked *= 4
         victims = minimal(ordered[:asked], lambda chosen: planned(chosen) is not None)
-        if victims is None:
-            return None
-        answer = planned(victims)
-        assert answer is not None
-        return MadeRoom(plan=answer, victims=tuple(victims))
+        answer = planned(victims) if victims is not None else None
+        return MadeRoom(plan=answer, victims=tuple(victims or ())) if answer is not None else None
 
     def stay(
         self,
