@@ -22,7 +22,6 @@ from broker.pools import PREEMPTION_NOTICE
 NOW: Final = datetime(2026, 5, 4, 12, tzinfo=UTC)
 MINUTE: Final = timedelta(minutes=1)
 INSTANT: Final = timedelta(microseconds=1)
-FAR: Final = NOW + timedelta(days=1000)
 OF_HOST: Final = ("cpu", "memory", "disk")
 ADDRESS: Final = "address:lan"
 

@@ -1,105 +1,26 @@
 """Who has to give way, by trying everything: every set of leases that can, every host for every node, every start.
 
-What is held is counted from the records alone, slot by slot. Nothing here asks the modules under test.
+Nothing here asks the modules under test.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from itertools import combinations
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from broker.core.model import State, Workspace
+from broker.core.model import Workspace
 from broker.core.placement import Placement, SetRequest, Window
-from tests.support.preemption_cases import ADDRESS, CAN, FAR, INSTANT, MINUTE, NOW, OF_HOST, Case
-
-GIVEN_BACK: Final = ("cpu", "memory")
-"""What a lease that gives way gives back; it keeps its disk and its addresses."""
-
-Amounts = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Held:
-    """Amounts on a host ("": of the pool) over [start, end); those whose end has passed count at now, too."""
-
-    uid: str
-    pool: str
-    host: str
-    amounts: Mapping[str, int]
-    start: datetime
-    end: datetime
-
-    def counts(self, instant: datetime) -> bool:
-        return self.start <= instant and (instant < self.end or (self.end <= NOW and instant <= NOW))
-
-
-def held_by(workspace: Workspace, free: datetime | None) -> Iterator[Held]:
-    """What a lease holds; with `free`, one that will have let go by then."""
-    if workspace.state in (State.PENDING, State.TERMINATED):
-        return
-    end = workspace.end_time or FAR
-    gives_way = workspace.preemption.free_time if workspace.preemption is not None else free
-    for node in workspace.nodes:
-        start = workspace.start_time if node.state is State.RESERVED else NOW - 1000 * MINUTE
-        assert start is not None
-        for host, amounts in ((node.host, node.held), ("", node.pool_held)):
-            kept = {name: amount for name, amount in amounts.items() if name not in GIVEN_BACK}
-            if node.released:
-                yield Held(workspace.uid, node.pool, host, kept, start, end)
-            elif gives_way is None or end <= gives_way:
-                yield Held(workspace.uid, node.pool, host, amounts, start, end)
-            else:
-                if free is None or free > NOW:
-                    yield Held(workspace.uid, node.pool, host, amounts, start, gives_way)
-                yield Held(workspace.uid, node.pool, host, kept, gives_way, end)
-
-
-class Ledger:
-    """What is held where and when, once some have let go."""
-
-    def __init__(self, records: Sequence[Workspace], victims: frozenset[str], free: datetime) -> None:
-        self.held = [each for ws in records for each in held_by(ws, free if ws.uid in victims else None)]
-        self.changes = sorted({each.start for each in self.held})
-
-    def most(self, pool: str, host: str, resource: str, start: datetime, end: datetime) -> int:
-        """The largest sum over an interval; sums grow only where something begins."""
-        instants = [start, *(change for change in self.changes if start < change < end)]
-        there = [each for each in self.held if (each.pool, each.host) == (pool, host) and each.amounts.get(resource)]
-        return max(sum(each.amounts[resource] for each in there if each.counts(instant)) for instant in instants)
-
-
-@cache
-def exists(free: tuple[Amounts, ...], nodes: tuple[tuple[Amounts, int], ...]) -> bool:
-    """Whether nodes fit the hosts, by trying every host for every node: (amounts, set if one per host, else -1)."""
-    if not nodes:
-        return True
-    (amounts, rule), rest = nodes[0], nodes[1:]
-    for host, there in enumerate(free):
-        left = tuple(have - take for have, take in zip(there, amounts, strict=True))
-        if all(have >= 0 for have, take in zip(left, amounts, strict=True) if take):
-            if rule >= 0:  # this host is taken for the others of the set
-                of_set = [node for node in rest if node[1] == rule]
-                others = tuple(node for node in rest if node[1] != rule)
-                without = (*free[:host], *free[host + 1 :])
-                if not exists(without, tuple(of_set)):
-                    continue
-                if others:  # drawn requests have one set with the rule at most, and it comes last
-                    raise AssertionError("a set with the rule must come last")
-                return True
-            if exists((*free[:host], left, *free[host + 1 :]), rest):
-                return True
-    return False
+from tests.support.naive_room import FAR, Ledger, exists
+from tests.support.preemption_cases import ADDRESS, CAN, INSTANT, MINUTE, NOW, OF_HOST, Case
 
 
 def over(case: Case, records: Sequence[Workspace], since: datetime = NOW) -> list[str]:
     """Where more is promised than there is, at any instant from one on."""
-    ledger = Ledger(records, frozenset(), NOW)
+    ledger = Ledger(records, NOW)
     return [
         f"{held} {resource} of {amount} on {pool}/{host}"
         for pool in case.inventories
@@ -155,7 +76,7 @@ class Oracle:
         if window.immediate or window.latest_start is None:
             return [window.start]
         lead = max(self.case.lead(pool) for pool in route)
-        ends = [*(each.end for each in ledger.held if each.end > NOW), NOW + INSTANT]
+        ends = [*ledger.ends(), NOW + INSTANT]
         later = {end + lead for end in ends if window.start < end + lead <= window.latest_start}
         return sorted({window.start, *later}) if window.start <= window.latest_start else []
 
@@ -163,7 +84,7 @@ class Oracle:
         self, victims: frozenset[str], free: datetime, window: Window, *, prepared_from: datetime
     ) -> datetime | None:
         """The first start at which the least counts fit somewhere, once these have let go at `free`."""
-        ledger = Ledger(self.case.records, victims, free)
+        ledger = Ledger(self.case.records, NOW, victims, free)
         found = [
             start
             for route in self.routes()

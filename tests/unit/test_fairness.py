@@ -166,8 +166,9 @@ def test_it_is_the_resource_of_which_most_is_held_that_counts() -> None:
         still.close()
 
 
-def test_a_restart_changes_nothing_of_what_was_used() -> None:
-    """Made from the records it is what it was, and goes on from there."""
+@pytest.mark.parametrize("first_asked", [0.0, 3.0])
+def test_a_restart_changes_nothing_of_what_was_used(first_asked: float) -> None:
+    """Made from the records it is what it was, and goes on from there, whenever the queue asks first."""
     records = [
         lease("red", 1, 1000, -9, -2, State.TERMINATED),
         lease("red", 2, 2000, -4, None, State.RUNNING),
