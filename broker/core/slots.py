@@ -75,7 +75,7 @@ class SlotTable:
         self._hosts: list[str] = []
         self._index: dict[SlotKey, int] = {}
         self._of_uid: dict[str, dict[SlotKey, None]] = {}
-        self._keys: dict[int, SlotKey] = {}  # by place
+        self._keys: list[SlotKey | None] = []  # by place
         self._entries = Entries()
         self._levels = Levels(self._entries)
         self._crests = Crests(self._entries)
@@ -162,7 +162,7 @@ class SlotTable:
         row, start, end, amounts = self._entries.drop(place)
         self._levels.count(row, start, end, -amounts)
         self._crests.remove(row, place)
-        del self._keys[place]
+        self._keys[place] = None
         mine = self._of_uid[key[0]]
         del mine[key]
         if not mine:
@@ -283,11 +283,12 @@ class SlotTable:
 
     def _slot(self, place: int) -> Slot:
         entries = self._entries
-        start = from_us(int(entries.starts.at[place]))
+        key, start = self._keys[place], from_us(int(entries.starts.at[place]))
+        assert key is not None
         assert start is not None
         held = entries.amounts[:, place].tolist()
         return Slot(
-            key=self._keys[place],
+            key=key,
             host=self._hosts[entries.row[place]],
             amounts={name: held[column] for name, column in self._columns.items() if held[column]},
             start=start,
@@ -301,6 +302,8 @@ class SlotTable:
         place, column = self._entries.put(row, amounts, start, end)
         self._levels.count(row, start, end, column)
         self._crests.add(row, place)
+        if place == len(self._keys):
+            self._keys.append(None)
         self._keys[place] = slot.key
         self._index[slot.key] = place
         self._of_uid.setdefault(slot.key[0], {})[slot.key] = None
