@@ -128,7 +128,7 @@ class Assembly:
             self.ensembles,
             new_uid=self._new_uid,
         )
-        self.verbs = Verbs(self.book, self.pools, self.clock, self.tenants, ledger, self.queue)
+        self.verbs = Verbs(self.book, self.pools, self.clock, self.tenants, ledger)
         self.updates = Updates(self.book, self.pools, self.clock, self.tenants, ledger, self.queue)
         self.operators = Operators(
             self.book, self.pools, self.engine, self.clock, self.tenants, settings.instance_types

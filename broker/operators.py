@@ -118,7 +118,7 @@ class Operators:
         return self.pool(name), changed, len(pool.strays)
 
     def _moved_on(self, name: str) -> None:
-        """What a pool admits has changed: whoever judged an older generation judges again, and so does whoever waits."""
+        """What a pool admits has changed: who judged an older generation judges again, and who waits is looked at."""
         self._book.generations[name] += 1
         self._engine.room_changed()
 

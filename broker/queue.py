@@ -100,8 +100,12 @@ class Queue:
     # What others see
 
     def place(self, uid: str) -> Place:
-        """Where a workspace stands, as of the last pass; `NOWHERE` for one that does not wait."""
-        return self._places.get(uid, NOWHERE) if uid in self._book.queue else NOWHERE
+        """Where a workspace stands; `NOWHERE` for one that does not wait."""
+        if uid not in self._book.queue:
+            return NOWHERE
+        if not self._knows(uid):
+            self._bring_up_to_date(self._clock.now())
+        return self._places.get(uid, NOWHERE)
 
     def ask(
         self,
@@ -131,18 +135,6 @@ class Queue:
             if later is not None and later.start > now:
                 answer = later
         return Asked(answer=answer, seen=seen, made=made)
-
-    def join(self, workspace: Workspace) -> None:
-        """A workspace waits from now on; it has a place at once."""
-        now = self._clock.now()
-        ordered = self._in_order(now)
-        known = {uid: place for uid, place in self._places.items() if uid in self._entries}
-        if ordered[-1].workspace.uid != workspace.uid or len(known) != len(ordered) - 1:
-            self._survey(now, begin=False)
-            return
-        with self._pass(now) as turn:
-            turn.take_over(known.values())
-            self._places = known | {workspace.uid: turn.place_of(ordered[-1], len(ordered))}
 
     def lapse(self, workspace: Workspace, now: datetime) -> None:
         """A workspace has waited in vain. One that has not begun fails; another stays as it is, and waits no more."""
@@ -211,6 +203,22 @@ class Queue:
             self._places = turn.serve(self._in_order(now), begin=begin)
         self._generation = self._generations()
 
+    def _bring_up_to_date(self, now: datetime) -> None:
+        """Gives a place to those who have come since the last pass; looks at all anew where more has changed."""
+        new = [uid for uid in self._book.queue if not self._knows(uid)]
+        if not new and self._freed == self._book.freed:
+            return
+        ordered = self._in_order(now)
+        known = {uid: place for uid, place in self._places.items() if uid in self._entries and uid not in new}
+        if self._freed != self._book.freed or [each.workspace.uid for each in ordered[-len(new) :]] != new:
+            self._survey(now, begin=False)
+            return
+        with self._pass(now) as turn:  # they stand behind all others
+            turn.take_over(known.values())
+            for entry in ordered[-len(new) :]:
+                known[entry.workspace.uid] = turn.place_of(entry, len(known) + 1)
+        self._places = known
+
     def _generations(self) -> int:
         """Grows with every change of what is held, or of what there is."""
         return sum(self._book.generations.values())
@@ -254,8 +262,7 @@ class Queue:
         """The places of those whom a newcomer has to heed."""
         if not self._book.queue:
             return []
-        if self._freed != self._book.freed or not all(map(self._knows, self._book.queue)):
-            self._survey(now, begin=False)
+        self._bring_up_to_date(now)
         if window.start > now:
             return [place for place in self._places.values() if place.starved]
         newcomer = replace(

@@ -9,7 +9,7 @@ is not asked again for the same.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -20,14 +20,14 @@ from msgspec.structs import replace
 
 from broker.book import Book
 from broker.config import QueueSettings
-from broker.core.accounting import holdings
+from broker.core.accounting import let_go
 from broker.core.errors import BrokerError
 from broker.core.model import Cause, State
-from broker.core.placement import Plan, PoolSnapshot, Window, fits
+from broker.core.placement import Plan, PoolSnapshot, Window, fits, held_amounts
 from broker.core.policies import Passing, PolicySet
-from broker.core.slots import Slot
+from broker.core.slots import POOL_ROW, Slot
 from broker.engine.tasks import begin
-from broker.placing import snapshots, snapshots_for_their_own
+from broker.placing import hosts_of, set_request, snapshots, snapshots_for_their_own
 from broker.pools import Pool
 from broker.preempting import Preempting
 from broker.tenants import Tenants
@@ -41,8 +41,8 @@ ESTIMATED: Final = 32
 PUNCTUAL: Final = timedelta(seconds=60)
 """Who begins so little after the start it was told may end when it was told, too."""
 
-PLANNED: Final = "/planned"
-"""Ends the kind of a slot that is held for a planned start."""
+PLANNED: Final = "planned"
+"""The kind of a slot that is held for a planned start."""
 
 Held = tuple[str, Slot]
 """A slot, and the pool it lies in."""
@@ -54,7 +54,8 @@ class Place(Struct, frozen=True, kw_only=True):
     position: int
     start: datetime | None = None
     due: datetime | None = None  # a start it was told before, if that came a moment ago
-    held: tuple[Held, ...] = ()  # what its planned start keeps those behind it from
+    held: tuple[Held, ...] = ()  # what its planned start takes
+    heeded: bool = False  # whether that is not there for those behind it; else they come after it anyway, or may pass
     closes: frozenset[str] = frozenset()  # pools that take nobody who is behind it
     pools: frozenset[str] = frozenset()  # where it would begin
     starved: bool = False  # it has waited so long that reservations heed it, too
@@ -181,11 +182,11 @@ class Pass:
         answer = fits(entry.request, there, entry.window(self._now)) if entry.may_go(there) else None
         if answer is None:
             return None
-        return Place(position=position, start=self._now, held=self._keep(entry, answer, seen))
+        return Place(position=position, start=self._now, held=self._keep(entry, answer, seen), heeded=True)
 
     def _keep(self, entry: Entry, answer: Plan, seen: Mapping[str, PoolSnapshot]) -> tuple[Held, ...]:
         """Holds what a plan would take, until the pass is over; returns it."""
-        held = _slots(entry, answer, seen, self._now)
+        held = _slots(entry, answer, seen)
         put_on(self._book, held)
         self._held.extend(held)
         return held
@@ -199,7 +200,7 @@ class Pass:
             for pool in sorted(where)
         }
         starved = self._now - entry.waiting.since >= self._settings.starvation_limit
-        heeded = starved or any(rule is not Passing.FREELY for rule in passing.values())
+        heeded = starved or Passing.UNHURT in passing.values()
         planned = None
         if heeded or self._estimated < ESTIMATED:
             self._estimated += not heeded
@@ -211,7 +212,8 @@ class Pass:
         pools = frozenset[str]() if planned is None else frozenset(each.pool for each in planned.assignments)
         if planned is not None:
             self._not_before.update((pool, planned.start) for pool in closes & pools)
-            if starved or any(passing.get(pool, Passing.FREELY) is not Passing.FREELY for pool in pools):
+            heeded = starved or any(passing.get(pool) is Passing.UNHURT for pool in pools)
+            if heeded or pools & closes:
                 held = self._keep(entry, planned, seen)
         elif starved:
             closes = frozenset(where)  # nobody can tell when it will fit: until it does, nobody else is let in
@@ -221,6 +223,7 @@ class Pass:
             position=position,
             start=planned.start if planned is not None else None,
             held=held,
+            heeded=heeded,
             closes=closes,
             pools=pools,
             starved=starved,
@@ -240,7 +243,7 @@ class Pass:
 def put_on(book: Book, held: Iterable[Held]) -> None:
     """Puts slots for planned starts in the slot tables."""
     for pool, slot in held:
-        book.slots[pool].hold_all([slot])
+        book.slots[pool].hold(slot.key, slot.host, slot.amounts, slot.start, slot.end)
 
 
 def take_off(book: Book, held: Iterable[Held]) -> None:
@@ -251,8 +254,8 @@ def take_off(book: Book, held: Iterable[Held]) -> None:
 
 @contextmanager
 def holding(book: Book, places: Sequence[Place]) -> Iterator[None]:
-    """The slot tables with the planned starts of some places held."""
-    held = [each for place in places for each in place.held]
+    """The slot tables with what some places keep others from."""
+    held = [each for place in places if place.heeded for each in place.held]
     put_on(book, held)
     try:
         yield
@@ -260,21 +263,36 @@ def holding(book: Book, places: Sequence[Place]) -> Iterator[None]:
         take_off(book, held)
 
 
-def _slots(entry: Entry, planned: Plan, seen: Mapping[str, PoolSnapshot], now: datetime) -> tuple[Held, ...]:
-    """What a planned start would hold."""
-    reserved = entry.reserved(planned, seen, now)
-    mine = {node.index for node in entry.nodes} or {node.index for node in reserved.nodes}
-    found = holdings(reserved, (node for node in reserved.nodes if node.index in mine))
+def _slots(entry: Entry, planned: Plan, seen: Mapping[str, PoolSnapshot]) -> tuple[Held, ...]:
+    """What a planned start would hold: a slot for each host and pool, whatever the number of nodes there."""
+    amounts: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    if entry.nodes:
+        hosts = hosts_of(planned, entry.nodes)
+        for node in entry.nodes:
+            goes_on = node.state is not State.PENDING  # it has its disk and its addresses
+            kept = let_go(node.held) if goes_on else {}
+            amounts[node.pool, hosts[node.index]].update({name: n for name, n in node.held.items() if name not in kept})
+            if not goes_on:
+                amounts[node.pool, POOL_ROW].update(node.pool_held)
+    else:
+        for assignment in planned.assignments:
+            wanted = set_request(entry.workspace.node_sets[assignment.set_index])
+            held, pool_held = held_amounts(seen[assignment.pool], wanted)
+            for host, nodes in Counter(assignment.hosts).items():
+                amounts[assignment.pool, host].update({name: nodes * amount for name, amount in held.items()})
+            of_pool = {name: len(assignment.hosts) * amount for name, amount in pool_held.items()}
+            amounts[assignment.pool, POOL_ROW].update(of_pool)
     return tuple(
         (
-            holding.pool,
+            pool,
             Slot(
-                key=(uid, index, kind + PLANNED),
-                host=holding.host,
-                amounts=holding.amounts,
-                start=holding.start,
-                end=holding.end,
+                key=(entry.workspace.uid, place, PLANNED),
+                host=host,
+                amounts=held_there,
+                start=planned.prepare,
+                end=planned.end,
             ),
         )
-        for (uid, index, kind), holding in found.items()
+        for place, ((pool, host), held_there) in enumerate(amounts.items())
+        if held_there
     )

@@ -34,7 +34,6 @@ from broker.engine.tasks import action_for, begin
 from broker.ledger import Call, Ledger, matching
 from broker.placing import hosts_of, nodes_again, refused, rest_of_lease, snapshots_for_their_own
 from broker.pools import Pool
-from broker.queue import Queue
 from broker.tenants import Tenants
 from broker.waiting import ONWARD, going_on
 
@@ -42,21 +41,12 @@ from broker.waiting import ONWARD, going_on
 class Verbs:
     """Puts nodes in motion."""
 
-    def __init__(
-        self,
-        book: Book,
-        pools: Mapping[str, Pool],
-        clock: Clock,
-        tenants: Tenants,
-        ledger: Ledger,
-        queue: Queue,
-    ) -> None:
+    def __init__(self, book: Book, pools: Mapping[str, Pool], clock: Clock, tenants: Tenants, ledger: Ledger) -> None:
         self._book = book
         self._pools = dict(pools)
         self._clock = clock
         self._tenants = tenants
         self._ledger = ledger
-        self._queue = queue
 
     async def verb(self, verb: Verb, target: Target, *, force: bool = False, release: bool = False) -> Workspace:
         """A verb on nodes of a workspace; what is already so, or on its way, changes nothing."""
@@ -153,16 +143,10 @@ class Verbs:
             except (PlacementRefused, QuotaExceeded):
                 if not _may_wait(workspace, now):
                     raise
-                return self._wait(tx, workspace, now)
+                waits = workspace.waiting_since is not None
+                return workspace if waits else tx.put(replace(workspace, waiting_since=now))
             workspace = going_on(workspace, now)
         return begin(tx, self._pools, workspace, actions, now, force=force, hosts=hosts, **options)
-
-    def _wait(self, tx: Transaction, workspace: Workspace, now: datetime) -> Workspace:
-        """Goes on when there is room, which is in the queue's hands."""
-        if workspace.waiting_since is None:
-            workspace = tx.put(replace(workspace, waiting_since=now))
-            self._queue.join(workspace)
-        return workspace
 
     def _under_way(self, workspace: Workspace) -> str:
         """A transition that shows in no state."""

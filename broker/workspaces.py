@@ -245,9 +245,7 @@ class Workspaces:
         if isinstance(answer, Never) or until is None or until <= now:
             raise refused(answer, now, _described(record))
         self._tenants.check(record.tenant, record)
-        waiting = tx.put(replace(record, waiting_since=now))
-        self._queue.join(waiting)
-        return waiting
+        return tx.put(replace(record, waiting_since=now))
 
 
 def _described(wanted: Workspace) -> str:
