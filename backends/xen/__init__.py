@@ -1,0 +1,1 @@
+"""Hosts driven through libvirt: Xen, KVM, and libvirt's test driver."""
