@@ -94,6 +94,7 @@ class Pass:
         self._refused: set[tuple[object, ...]] = set()  # shapes that did not fit
         self._limited: set[str] = set()  # whom something else than room keeps from it
         self._not_before: dict[str, datetime] = {}  # when whoever nobody may pass would begin, by pool
+        self._never: frozenset[str] = frozenset()  # pools of which nobody can tell when they take others again
         self._estimated = 0
 
     def __enter__(self) -> Self:
@@ -119,8 +120,7 @@ class Pass:
             self._closed |= place.closes
             self._ahead.update(place.pools)
             self._estimated += place.start is not None and not place.held
-            if place.start is not None:
-                self._not_before.update((pool, place.start) for pool in place.closes & place.pools)
+            self._keep_back(place.closes, place.pools, place.start)
 
     def place_of(self, entry: Entry, position: int) -> Place:
         """The place of one that does not begin in this pass."""
@@ -205,19 +205,21 @@ class Pass:
         if heeded or self._estimated < ESTIMATED:
             self._estimated += not heeded
             window = entry.window_ahead(self._now)
-            start = max(window.start, min((self._not_before.get(pool, self._now) for pool in where), default=self._now))
-            planned = fits(entry.request, seen, replace(window, start=start), soonest=True)
+            there = {name: pool for name, pool in seen.items() if name not in self._never}
+            soonest = min((self._not_before.get(pool, self._now) for pool in where & there.keys()), default=self._now)
+            ahead = replace(window, start=max(window.start, soonest))
+            planned = fits(entry.request, there, ahead, soonest=True) if entry.may_go(there) else None
         closes = frozenset(pool for pool, rule in passing.items() if rule is Passing.NOBODY)
         held: tuple[Held, ...] = ()
         pools = frozenset[str]() if planned is None else frozenset(each.pool for each in planned.assignments)
         if planned is not None:
-            self._not_before.update((pool, planned.start) for pool in closes & pools)
             heeded = starved or any(passing.get(pool) is Passing.UNHURT for pool in pools)
             if heeded or pools & closes:
                 held = self._keep(entry, planned, seen)
         elif starved:
             closes = frozenset(where)  # nobody can tell when it will fit: until it does, nobody else is let in
         self._closed |= closes
+        self._keep_back(closes, pools, planned.start if planned is not None else None)
         self._ahead.update(pools)
         return Place(
             position=position,
@@ -228,6 +230,14 @@ class Pass:
             pools=pools,
             starved=starved,
         )
+
+    def _keep_back(self, closes: frozenset[str], pools: frozenset[str], start: datetime | None) -> None:
+        """Whom these pools take nobody before begins then: those behind it no earlier. Where nobody can tell when it
+        begins, nobody can tell of them."""
+        if start is None:
+            self._never |= closes
+        else:
+            self._not_before.update((pool, start) for pool in closes & pools)
 
     def _due(self, uid: str) -> datetime | None:
         """The start that a workspace was told and that came a moment ago; None if there is none."""
