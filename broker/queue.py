@@ -92,6 +92,7 @@ class Queue:
         self._entries: dict[str, Entry] = {}
         self._places: dict[str, Place] = {}  # in the order of the last pass
         self._freed = 0  # what the book had given back when a pass began last
+        self._estimated = False
         self._generation = 0  # what was held, and there was, when it ended
         self._awake = asyncio.Event()
         self.before_pass: Callable[[], None] = lambda: None
@@ -103,8 +104,11 @@ class Queue:
         """Where a workspace stands; `NOWHERE` for one that does not wait."""
         if uid not in self._book.queue:
             return NOWHERE
-        if not self._knows(uid):
-            self._bring_up_to_date(self._clock.now())
+        now = self._clock.now()
+        if not self._estimated:
+            self._survey(now, begin=False, estimates=True)
+        elif not self._knows(uid):
+            self._bring_up_to_date(now)
         return self._places.get(uid, NOWHERE)
 
     def ask(
@@ -196,10 +200,12 @@ class Queue:
         self.before_pass()
         self._survey(self._clock.now(), begin=True)
 
-    def _survey(self, now: datetime, *, begin: bool) -> None:
-        """Gives everyone a place, in order; with `begin`, whoever fits begins instead."""
+    def _survey(self, now: datetime, *, begin: bool, estimates: bool = False) -> None:
+        """Gives everyone a place, in order; with `begin`, whoever fits begins instead. With `estimates` also those are
+        told a start whose start nobody has to heed, which is for those who look alone."""
+        self._estimated = estimates
         self._freed = self._book.freed
-        with self._pass(now) as turn:
+        with self._pass(now, estimates=estimates) as turn:
             self._places = turn.serve(self._in_order(now), begin=begin)
         self._generation = self._generations()
 
@@ -213,7 +219,7 @@ class Queue:
         if self._freed != self._book.freed or [each.workspace.uid for each in ordered[-len(new) :]] != new:
             self._survey(now, begin=False)
             return
-        with self._pass(now) as turn:  # they stand behind all others
+        with self._pass(now, estimates=self._estimated) as turn:  # they stand behind all others
             turn.take_over(known.values())
             for entry in ordered[-len(new) :]:
                 known[entry.workspace.uid] = turn.place_of(entry, len(known) + 1)
@@ -223,7 +229,7 @@ class Queue:
         """Grows with every change of what is held, or of what there is."""
         return sum(self._book.generations.values())
 
-    def _pass(self, now: datetime) -> Pass:
+    def _pass(self, now: datetime, *, estimates: bool) -> Pass:
         return Pass(
             self._book,
             self._pools,
@@ -233,6 +239,7 @@ class Queue:
             self._settings,
             self._places,
             now,
+            estimates=estimates,
         )
 
     def _knows(self, uid: str) -> bool:

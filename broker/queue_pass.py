@@ -65,7 +65,8 @@ NOWHERE: Final = Place(position=0)
 
 
 class Pass:
-    """A pass at one instant; entered, and left when its places are known. `told`: the places of the last one."""
+    """A pass at one instant; entered, and left when its places are known. `told`: the places of the last one;
+    `estimates`: whether those are told a start, too, whose start nobody has to heed."""
 
     def __init__(
         self,
@@ -77,6 +78,8 @@ class Pass:
         settings: QueueSettings,
         told: Mapping[str, Place],
         now: datetime,
+        *,
+        estimates: bool,
     ) -> None:
         self._book = book
         self._pools = dict(pools)
@@ -85,6 +88,7 @@ class Pass:
         self._preempting = preempting
         self._settings = settings
         self._told = told
+        self._estimates = estimates
         self._now = now
         self._new = snapshots(pools.values(), now)
         self._own = snapshots_for_their_own(pools.values(), now)
@@ -201,8 +205,9 @@ class Pass:
         }
         starved = self._now - entry.waiting.since >= self._settings.starvation_limit
         heeded = starved or Passing.UNHURT in passing.values()
+        first = any(rule is Passing.NOBODY and pool not in self._closed for pool, rule in passing.items())
         planned = None
-        if heeded or self._estimated < ESTIMATED:
+        if heeded or first or (self._estimates and self._estimated < ESTIMATED):
             self._estimated += not heeded
             window = entry.window_ahead(self._now)
             there = {name: pool for name, pool in seen.items() if name not in self._never}

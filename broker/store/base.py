@@ -50,6 +50,14 @@ class Stored(Struct, frozen=True, kw_only=True):
     ensembles: list[Ensemble] = field(default_factory=list)
 
 
+class Commit(asyncio.Future[None]):
+    """The future of one commit, shared by all who wait for it: one that is cancelled does not cancel the others."""
+
+    def cancel(self, msg: object = None) -> bool:
+        """Refused; who waits is cancelled once the commit is over, which is at once."""
+        return False
+
+
 class Store(Protocol):
     """Where rows go."""
 

@@ -9,15 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from broker.store.base import Row, Stored
-
-
-class _Commit(asyncio.Future[None]):
-    """One commit's future: a waiter that is cancelled does not cancel it for the others."""
-
-    def cancel(self, msg: object = None) -> bool:
-        """Refused; who waits is cancelled once the commit is over, which is at once."""
-        return False
+from broker.store.base import Commit, Row, Stored
 
 
 class MemoryStore:
@@ -34,7 +26,7 @@ class MemoryStore:
     def submit(self, rows: Sequence[Row], *, alone: bool) -> asyncio.Future[None]:
         """Answers when the loop comes round; see the port."""
         loop = asyncio.get_running_loop()
-        commit = _Commit(loop=loop)
+        commit = Commit(loop=loop)
         loop.call_soon(commit.set_result, None)
         return commit
 

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from broker.core.errors import BrokerError, Reason
 from broker.core.model import Ensemble, NodeSet, RequestRecord, Task, Workspace
-from broker.store.base import Row, Stored, StoreProblem, Table
+from broker.store.base import Commit, Row, Stored, StoreProblem, Table
 
 log = logging.getLogger(__name__)
 
@@ -149,14 +149,6 @@ class _Batch:
             del self._rows.ids[key]
 
 
-class _Commit(asyncio.Future[None]):
-    """The future of one commit, shared by all who wait for it: one that is cancelled does not cancel the others."""
-
-    def cancel(self, msg: object = None) -> bool:
-        """Refused; who waits is cancelled once the commit is over, which is at once."""
-        return False
-
-
 class SqliteStore:
     """One state file. Used from the thread of one event loop only."""
 
@@ -165,7 +157,7 @@ class SqliteStore:
         self.on_failure: Callable[[], None] | None = None
         self.commits = 0  # transactions that were made durable, each by one fsync
         self._pending: dict[tuple[Table, Hashable], Row] = {}
-        self._commit: _Commit | None = None
+        self._commit: Commit | None = None
         self._timer: asyncio.Handle | None = None
         self._rows = {table: _Rows(table) for table in Table}
         self._lock_file = self._take_lock()
@@ -261,7 +253,7 @@ class SqliteStore:
         for row in rows:
             self._pending[row.table, row.key] = row
         if self._commit is None:
-            self._commit = _Commit(loop=loop)
+            self._commit = Commit(loop=loop)
         if alone:
             if self._timer is not None:
                 self._timer.cancel()
