@@ -1,14 +1,15 @@
 """Work that several ask for at the same time and that is done once.
 
 Invariant: one task a key at a time. Who asks while it runs shares it and its outcome; when the last one who waits is
-cancelled the task is cancelled, too, and has cleaned up before anybody can start it anew. A failure is not kept: the
-next one who asks begins again. It knows nothing of the work.
+cancelled the task is cancelled, too, and has cleaned up before anybody can start it anew. Nobody who leaves waits for
+that: cleaning up may take as long as a call that cannot be called back. A failure is not kept: the next one who asks
+begins again. It knows nothing of the work.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -46,11 +47,16 @@ class SharedWork(Generic[K, T]):
             work.waiting -= 1
             if not work.waiting and not work.task.done():
                 work.task.cancel()
-                await asyncio.wait([work.task])
+
+    async def stop(self, key: K) -> None:
+        """Cancels the task of this key, if there is one, and returns when it has cleaned up."""
+        await self._stop([work.task for at, work in self._running.items() if at == key])
 
     async def close(self) -> None:
-        """Cancels everything and waits until it has cleaned up."""
-        tasks = [work.task for work in self._running.values()]
+        """Cancels everything and returns when it has cleaned up."""
+        await self._stop([work.task for work in self._running.values()])
+
+    async def _stop(self, tasks: list[asyncio.Task[T]]) -> None:
         for task in tasks:
             task.cancel()
         if tasks:
@@ -60,3 +66,19 @@ class SharedWork(Generic[K, T]):
         del self._running[key]
         if not task.cancelled():
             task.exception()  # seen, also where everybody who waited has left
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """The outcome of work that goes on when who waits for it is cancelled; the cancellation comes after it."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # seen: the cancellation is what is told
+    raise cancelled
