@@ -20,6 +20,7 @@ import contextlib
 import logging
 import queue
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -28,8 +29,9 @@ from typing import Any, Final, Generic, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential, wait_random
 
-from backends.base import BackendClock, HostState
+from backends.base import BackendClock, BackendError, HostState
 from backends.xen import errors, library
+from backends.xen.deadlines import Deadlines
 from backends.xen.errors import HostLost, Kind
 from backends.xen.library import Connection, Facts, Failure
 
@@ -41,21 +43,6 @@ CLOSE_SECONDS: Final = 5.0
 """How long closing waits for calls under way, and for the connection to close."""
 
 Connect = Callable[[str, Callable[[str], None], Callable[[], None]], tuple[Connection, Facts]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deadlines:
-    """How long calls may take, in seconds."""
-
-    connect: float = 15.0
-    look: float = 15.0
-    change: float = 120.0
-    save: float = 900.0  # a managed save, going on from one, a migration: they take as long as the memory is large
-    transfer: float = 3600.0
-
-    def of(self, kind: Kind) -> float:
-        """The deadline of a call that names none."""
-        return {Kind.LOOK: self.look, Kind.CHANGE: self.change, Kind.TRANSFER: self.transfer}[kind]
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +84,8 @@ class _Thread:
             try:
                 answer = job.work()
             except BaseException as error:  # whoever awaits it judges it
-                job.future.set_exception(error.with_traceback(None))
+                job.future.set_exception(_detached(error))
+                del error
             else:
                 job.future.set_result(answer)
                 del answer
@@ -390,6 +378,14 @@ def _guarded(connection: Connection, operation: Callable[[Connection], T]) -> _O
     except library.LibvirtError as error:
         return _Outcome(failure=Failure.of(error), dead=not library.alive(connection))
     return _Outcome(answer=answer, dead=not library.alive(connection))
+
+
+def _detached(error: BaseException) -> BaseException:
+    """An exception without the frames it came through, which hold on to connections; a defect's are told in words."""
+    if not isinstance(error, BackendError):
+        error.add_note("".join(traceback.format_exception(error)))
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _disconnect(*connections: Connection | None) -> None:

@@ -13,12 +13,14 @@ must not be called then, and never is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
 from backends.base import BackendRejected, NodeSpec, ObservedImage
-from backends.xen.host import Host
+
+if TYPE_CHECKING:  # what only writes XML needs no libvirt
+    from backends.xen.host import Host
 
 
 class Disk(Struct, frozen=True, kw_only=True):
