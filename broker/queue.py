@@ -36,7 +36,7 @@ from broker.core.placement import (
     fits,
     plan,
 )
-from broker.core.policies import PolicySet
+from broker.core.policies import PolicySet, Waiting
 from broker.placing import refused, snapshots, snapshots_for_their_own
 from broker.pools import Pool
 from broker.preempting import MadeRoom, Preempting
@@ -261,9 +261,14 @@ class Queue:
             if entry is None or entry.workspace is not workspace:
                 entry = entry_of(workspace, self._tenants.allowed_pools(workspace.tenant))
             entries[uid] = entry
-            waiting.append(replace(entry.waiting, used=self._use.used(workspace.tenant, now)))
+            waiting.append(self._as_waiting(entry, now))
         self._entries = entries
         return [entries[each.uid] for each in self._policies.order.order(waiting, now)]
+
+    def _as_waiting(self, entry: Entry, now: datetime) -> Waiting:
+        """One of them as the order sees it."""
+        starved = now - entry.waiting.since >= self._settings.starvation_limit
+        return replace(entry.waiting, used=self._use.used(entry.waiting.tenant, now), starved=starved)
 
     def _ahead_of(self, record: Workspace, window: Window, now: datetime) -> list[Place]:
         """The places of those whom a newcomer has to heed."""
@@ -276,16 +281,15 @@ class Queue:
             entry_of(record, None).waiting, since=now, used=self._use.used(record.tenant, now), uid=record.uid
         )
         waiting = [
-            replace(entry.waiting, used=self._use.used(entry.waiting.tenant, now))
+            self._as_waiting(entry, now)
             for uid, entry in self._entries.items()
             if uid in self._book.queue and uid in self._places
         ]
-        found = []
-        for each in self._policies.order.order([*waiting, newcomer], now):
-            if each.uid == newcomer.uid:
-                break
-            found.append(self._places[each.uid])
-        return found
+        ordered = list(self._policies.order.order([*waiting, newcomer], now))
+        at = next(place for place, each in enumerate(ordered) if each.uid == newcomer.uid)
+        # Who has starved is passed by nobody, whatever the order, but by those it would have to give way to.
+        passed = [each for each in ordered[at + 1 :] if each.starved and each.preemptible <= newcomer.preemptible]
+        return [self._places[each.uid] for each in (*ordered[:at], *passed)]
 
     @contextmanager
     def _heeded(self, ahead: Sequence[Place], seen: Mapping[str, PoolSnapshot]) -> Iterator[Mapping[str, PoolSnapshot]]:

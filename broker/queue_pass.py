@@ -203,7 +203,7 @@ class Pass:
             pool: self._policies.backfill[pool].blocked(entry.waiting, self._ahead[pool], self._now)
             for pool in sorted(where)
         }
-        starved = self._now - entry.waiting.since >= self._settings.starvation_limit
+        starved = self._now - entry.waiting.since >= self._settings.starvation_limit  # whatever the order says
         heeded = starved or Passing.UNHURT in passing.values()
         first = any(rule is Passing.NOBODY and pool not in self._closed for pool, rule in passing.items())
         planned = None

@@ -76,9 +76,10 @@ class TenantUse:
             return  # no pool has been read yet
         self._recalled = True
         for workspace in self._book.workspaces.values():
-            start = workspace.actual_start_time
+            # What is promised counts from then on; who waited in the queue had nothing yet.
+            start = workspace.start_time if workspace.terms.queue_until is not None else workspace.create_time
             end = min(workspace.final_time or now, now)
-            if start is not None and start < end:
+            if workspace.nodes and start is not None and start < end:
                 held: Counter[str] = Counter()
                 for node in workspace.nodes:
                     held.update(node.held)

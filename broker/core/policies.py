@@ -28,6 +28,7 @@ class Waiting(Struct, frozen=True, kw_only=True):
     priority: int = 0
     preemptible: bool = False
     overdue: bool = False  # a reservation that could not start when it was due
+    starved: bool = False  # it has waited for the starvation limit
     used: float = 0.0  # its tenant's decayed dominant share, by the tenant's weight
 
 
@@ -104,14 +105,23 @@ class PolicySet(Protocol):
 class FairShare:
     """By priority, then by what tenants used lately, then by arrival.
 
-    Whoever can make others give way goes before those who would have to, and an overdue reservation before all.
+    Whoever can make others give way goes before those who would have to, an overdue reservation before all, and who
+    has waited for too long before others of its kind.
     """
 
     def order(self, waiting: Sequence[Waiting], now: datetime) -> Sequence[Waiting]:
         """Return them in that order."""
         return sorted(
             waiting,
-            key=lambda each: (not each.overdue, each.preemptible, -each.priority, each.used, each.since),
+            key=lambda each: (
+                not each.overdue,
+                each.preemptible,
+                not each.starved,
+                each.since.timestamp() if each.starved else 0.0,
+                -each.priority,
+                each.used,
+                each.since,
+            ),
         )
 
 

@@ -120,7 +120,9 @@ class GivingWay:
     def _spared(self, workspace: Workspace, *, anyway: bool, now: datetime) -> bool:
         """Whether it need not give way: it has let go by itself, or nobody is in want of its room any more."""
         assert workspace.preemption is not None
-        start = max(workspace.preemption.free_time, now + INSTANT)
+        start = max(
+            workspace.preemption.free_time, now
+        )  # now what is on its way out still counts, as when it was chosen
         end = workspace.end_time
         kept = replace(workspace, preemption=None, notices=without(workspace.notices, NoticeKind.PREEMPTION))
         try:
