@@ -8,11 +8,14 @@ stands for all that is made for the node and an end finds it; then `propagate`, 
 with what `disks` says; then it is started. An end goes the other way: destroyed, `unpropagate`, undefined last. So
 whatever is left of a node, its domain is left, too, unless `propagate` of a node whose domain is gone goes on: it
 must not be called then, and never is.
+
+`spec.nics` that reach storage have their addresses; what a seed says besides stands in `addresses.Network` (prefix,
+gateways, name servers) and `domain.mac_of(uuid, index)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
@@ -54,6 +57,10 @@ class Storage(Protocol):
     def saves(self) -> bool:
         """Whether `save` can make images; constant."""
 
+    async def guest(self, spec: NodeSpec) -> Mapping[str, str]:
+        """What the image says of its guest where it differs from the pool: "type" ("pv", "pvh", "hvm"), "kernel",
+        "initrd", "cmdline"; other keys are left alone."""
+
     async def propagate(self, host: Host, spec: NodeSpec, uuid: str) -> None:
         """Makes all volumes of the node and its seed, complete and verified when it returns. What fails or is
         cancelled leaves nothing behind that `unpropagate` would not find."""
@@ -87,6 +94,10 @@ class NoStorage:
     shared = True
     moves = True
     saves = False
+
+    async def guest(self, spec: NodeSpec) -> Mapping[str, str]:
+        """Nothing."""
+        return {}
 
     async def propagate(self, host: Host, spec: NodeSpec, uuid: str) -> None:
         """Refuses what only a storage pool could give."""
