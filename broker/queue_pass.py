@@ -174,7 +174,7 @@ class Pass:
         """Where one fits that was told a start which has just come, if it ends when it was told: those before it let go
         a moment later than their end, and room may be promised from that very end on."""
         due = self._due(entry.workspace.uid)
-        if due is None or window.duration is None:
+        if due is None or window.duration is None or entry.waiting.overdue:  # an overdue one ends when it was to
             return None
         left = window.duration - (self._now - due)
         return fits(entry.request, there, replace(window, duration=left)) if left > timedelta() else None

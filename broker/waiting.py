@@ -93,6 +93,8 @@ class Entry:
             begun = placed(self.workspace, answer, seen, now)
             return begun, {node.index: Action.CREATE for node in begun.nodes}
         begun = going_on(self.workspace, now)
+        if begun.end_time is not None and answer.end is not None:  # no longer than there is room for
+            begun = replace(begun, end_time=min(begun.end_time, answer.end))
         actions = {node.index: ONWARD.get(node.state, Action.CREATE) for node in self.nodes}
         if begun.state is State.PENDING:
             nodes = list(begun.nodes)
