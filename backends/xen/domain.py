@@ -140,7 +140,7 @@ def stop_mark(until: str) -> str:
     return etree.tostring(etree.Element("stop", until=until), encoding="unicode")
 
 
-def paths(xml: str) -> dict[str, str]:
+def needs(xml: str) -> dict[str, str]:
     """What a domain needs of its host, each with what it is: for a failure that says nothing."""
     root = etree.fromstring(xml.encode())
     found = {f"kernel {path}": path for path in (root.findtext("os/kernel"),) if path}

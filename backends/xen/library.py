@@ -38,6 +38,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     uuid: str = ""  # the machine's, where the driver knows it
     arch: str = ""
     keepalive: bool = False
+    accelerated: bool = False  # qemu with KVM
 
 
 class Failure(Struct, frozen=True, kw_only=True):
@@ -137,6 +138,7 @@ def _facts(connection: Connection, *, keepalive: bool) -> Facts:
         uuid=capabilities.findtext("host/uuid", ""),
         arch=connection.getInfo()[0] or capabilities.findtext("host/cpu/arch", ""),
         keepalive=keepalive,
+        accelerated="kvm" in {each.get("type") for each in capabilities.findall("guest/arch/domain")},
     )
 
 

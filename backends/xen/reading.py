@@ -32,6 +32,7 @@ class DomainReading(Struct, frozen=True, kw_only=True):
     memory: int = 0
     vcpus: int = 0
     active: bool = False
+    persistent: bool = True
     tag: Tag | None = None
     stop_until: str = ""  # a guest that was asked to shut down: how long it may take
     manages: bool = False  # Domain-0
@@ -91,18 +92,20 @@ def of(found: Any, driver: str) -> DomainReading:
     active = bool(found.isActive())
     saved = not active and bool(_optional(found.hasManagedSaveImage, 0))
     _, most, memory, vcpus, _ = found.info()
+    persistent = bool(found.isPersistent())
     tag, until = domains.read_tag(found.XMLDesc(0))
     manages = driver == "xen" and active and found.ID() == 0
     return DomainReading(
         uuid=found.UUIDString(),
         name=found.name(),
         observation=states.observation(state, reason, saved=saved, active=active),
-        detail=states.word(state, reason, saved=saved, active=active, persistent=bool(found.isPersistent())),
+        detail=states.word(state, reason, saved=saved, active=active, persistent=persistent),
         message=states.message(state, reason),
         # A guest may take back what it has let go of; Domain-0's most is often all there is.
         memory=(memory if manages else max(most, memory)) // 1024,
         vcpus=vcpus,
         active=active,
+        persistent=persistent,
         tag=tag,
         stop_until=until,
         manages=manages,

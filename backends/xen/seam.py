@@ -57,6 +57,14 @@ class Storage(Protocol):
     def saves(self) -> bool:
         """Whether `save` can make images; constant."""
 
+    @property
+    def seeds(self) -> bool:
+        """Whether guests are told their user data, keys and addresses; constant."""
+
+    @property
+    def makes_disks(self) -> bool:
+        """Whether there is anything to propagate at all; constant."""
+
     async def guest(self, spec: NodeSpec) -> Mapping[str, str]:
         """What the image says of its guest where it differs from the pool: "type" ("pv", "pvh", "hvm"), "kernel",
         "initrd", "cmdline"; other keys are left alone."""
@@ -94,6 +102,8 @@ class NoStorage:
     shared = True
     moves = True
     saves = False
+    seeds = False
+    makes_disks = False
 
     async def guest(self, spec: NodeSpec) -> Mapping[str, str]:
         """Nothing."""

@@ -37,6 +37,10 @@ class HostSettings:
     reserve_memory: int | None = None
     cpus: int | None = None
     migrate_uri: str = ""  # where a guest is sent when it moves here, "tcp://host:49152"
+    guest: str = ""  # these four where they differ from the pool's
+    kernel: str = ""
+    initrd: str = ""
+    cmdline: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,14 +215,11 @@ def read(
 
 
 def _check_boot(top: _Table, settings: Settings) -> None:
-    """What a guest is booted from must be there, or be none at all."""
+    """A kernel may be the image's matter, what belongs to one is not without it."""
     if not settings.kernel:
         for key, value in (("initrd", settings.initrd), ("cmdline", settings.cmdline)):
             if value:
                 top.bad(key, "is of no use without kernel")
-        on_xen = any(host.uri.driver == "xen" for host in settings.hosts)
-        if on_xen and settings.guest != "hvm" and "kernel" not in top.values:
-            top.bad("kernel", f"a {settings.guest} guest is started from a kernel on its host: name it, or pvgrub")
 
 
 def _hosts(top: _Table, drivers: frozenset[str]) -> tuple[HostSettings, ...]:
@@ -244,6 +245,10 @@ def _hosts(top: _Table, drivers: frozenset[str]) -> tuple[HostSettings, ...]:
             reserve_memory=one.get("reserve_memory", _whole(0, 2**40)),
             cpus=one.get("cpus", _whole(1, 2**20)),
             migrate_uri=one.get("migrate_uri", _migrate_uri, ""),
+            guest=one.get("guest", _one_of(*GUESTS), ""),
+            kernel=one.get("kernel", _path, ""),
+            initrd=one.get("initrd", _path, ""),
+            cmdline=one.get("cmdline", _text, ""),
         )
         one.finish()
         if uri is None:
