@@ -262,6 +262,7 @@ class Expiry:
         if due is None or due > now:
             if self._eligible_at(workspace) is None and uid in self._book.queue:
                 self._queue.wake()  # it may begin from now on
+            self.watch(workspace)
             return
         over = workspace.lease_over(now)
         begins = self._end_begins(workspace) if workspace.preempted_time is None else None
