@@ -9,7 +9,8 @@ that is finished, which is where libvirt tells every error. It awaits nothing an
 from __future__ import annotations
 
 import contextlib
-import re
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -21,11 +22,12 @@ from backends.xen.errors import Code
 from backends.xen.library import Connection, Failure, LibvirtError
 
 MIB: Final = 1024 * 1024
+MARK_BYTES: Final = 64 * 1024
+"""The size of a mark, whose presence is what counts; one of a node also says what the node has."""
+
 BLOCK: Final = 64 * 1024
 """What is looked at for zeros; runs of zero blocks are sent as holes."""
 
-_MARK: Final = ".ok"
-_OURS: Final = re.compile(r"wsb-(?:base-[0-9a-f]{8}-[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 _CHUNK: Final = 256 * 1024  # what libvirt puts into one message
 _SPARSE_UP: Final = libvirt.VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM
 _SPARSE_DOWN: Final = libvirt.VIR_STORAGE_VOL_DOWNLOAD_SPARSE_STREAM
@@ -80,34 +82,47 @@ class Volume(Struct, frozen=True, kw_only=True):
     backing: str = ""  # the path of what it is upon
 
 
-def node_volume(uuid: str, part: int | str) -> str:
-    """The name of a part of a node: disks by number, the seed and others by word."""
-    return f"wsb-{uuid}-{part}"
+class Names(Struct, frozen=True, kw_only=True):
+    """The names of what one broker makes for one of its pools; no other name is ever touched. All are fit for LVM."""
 
+    tag: str
 
-def node_prefix(uuid: str) -> str:
-    """What the names of a node's volumes begin with, its mark's too."""
-    return f"wsb-{uuid}"
+    @classmethod
+    def of(cls, broker_id: str, pool: str) -> Names:
+        """The names of a pool of a broker; others have others, also on the same host."""
+        return cls(tag=hashlib.sha256(json.dumps([broker_id, pool]).encode()).hexdigest()[:8])
 
+    @property
+    def all(self) -> str:
+        """What all of them begin with."""
+        return f"wsb-{self.tag}-"
 
-def base_prefix(tag: str) -> str:
-    """What the names of one broker's base images begin with."""
-    return f"wsb-base-{tag}-"
+    @property
+    def bases(self) -> str:
+        """What those of base images begin with."""
+        return f"{self.all}base-"
+
+    def base(self, sha256: str) -> str:
+        """A base's, by its image's checksum."""
+        return f"{self.bases}{sha256[:32]}"
+
+    def node(self, uuid: str) -> str:
+        """What those of a node begin with."""
+        return f"{self.all}{uuid}"
+
+    def part(self, uuid: str, part: int | str) -> str:
+        """A part of a node: disks by number, the seed and others by word."""
+        return f"{self.node(uuid)}-{part}"
 
 
 def mark_of(name: str) -> str:
-    """The name of the volume whose presence says that another one, or a node, is complete."""
-    return name + _MARK
+    """The name of the volume whose presence says that a base, or a node, is complete."""
+    return f"{name}.ok"
 
 
 def is_mark(name: str) -> bool:
     """Whether a name is that of a mark."""
-    return name.endswith(_MARK)
-
-
-def is_ours(name: str) -> bool:
-    """Whether a broker made a volume of this name: a base, or a part of a node."""
-    return _OURS.match(name) is not None
+    return name.endswith(".ok")
 
 
 def ready(connection: Connection, place: PoolPlace) -> bool:
