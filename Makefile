@@ -4,14 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.bench-installed
+XEN_STAMP := $(VENV)/.xen-installed
 
 TRACES ?= ../shared/traces/blue-1000requests.swf ../shared/traces/ar-injected-small.lwf
 
-.PHONY: help demo test lint protos bench bench-guard faults soak replay floors breaking-baseline clean
+.PHONY: help demo test test-xen test-xen-quick lint protos bench bench-guard faults soak replay floors breaking-baseline clean
 
 help:
 	@echo "make demo     the whole story, each step with real answers"
 	@echo "make test     the test suite"
+	@echo "make test-xen the tests on real Xen: two emulated hosts, built from Debian 12 packages; needs root for apt-get"
+	@echo "make test-xen-quick  the part of them that CI runs"
 	@echo "make lint     ruff, mypy, import-linter, buf"
 	@echo "make protos   generate the Python code of the API"
 	@echo "make bench    all benchmarks, each figure as a ratio to a baseline of the same run; 15 minutes"
@@ -35,6 +38,17 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+$(XEN_STAMP): $(STAMP)
+	$(BIN)/python -m tests.xen.lab packages
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[xen]'
+	touch $@
+
+test-xen: $(XEN_STAMP)
+	$(BIN)/python -m tests.xen.lab test $(PYTEST_ARGS)
+
+test-xen-quick: $(XEN_STAMP)
+	$(BIN)/python -m tests.xen.lab test --quick $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
