@@ -21,7 +21,7 @@ import logging
 import queue
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -139,6 +139,7 @@ class Host:
         self._why = "it was not reached yet"
         self._unfit = False
         self._closing = False
+        self._closed = False
         self._jobs: dict[_Job[Any], asyncio.Future[Any]] = {}
         self._tried = asyncio.Event()
         self._down = asyncio.Event()
@@ -181,13 +182,13 @@ class Host:
         connection, self._connection = self._connection, None
         self._why = "it was closed"
         self._drop_waiting()
-        if self._jobs:
-            await self._finished_all(CLOSE_SECONDS)
-        if not self._jobs:
-            job = _Job(partial(_disconnect, connection, self._old))
-            await self._finished(job, self._connecting.put(job), CLOSE_SECONDS)
-        for thread in (*self._threads.values(), self._connecting):
-            thread.end()
+        await self._within(CLOSE_SECONDS, lambda: self._jobs.values())
+        if not self._jobs and not self._closed:
+            self._closed = True
+            done = self._connecting.put(_Job(partial(_disconnect, connection, self._old)))
+            await self._within(CLOSE_SECONDS, lambda: [] if done.done() else [done])
+            for thread in (*self._threads.values(), self._connecting):
+                thread.end()
 
     async def call(
         self,
@@ -287,11 +288,12 @@ class Host:
             left = seconds if job.begun is None else job.begun + seconds - self._clock.monotonic()
         return False
 
-    async def _finished_all(self, seconds: float) -> None:
+    async def _within(self, seconds: float, pending: Callable[[], Collection[asyncio.Future[Any]]]) -> None:
+        """Waits until nothing is pending, at most so many seconds."""
         sleeper = asyncio.ensure_future(self._clock.sleep(seconds))
         try:
-            while self._jobs and not sleeper.done():
-                await asyncio.wait({sleeper, *self._jobs.values()}, return_when=asyncio.FIRST_COMPLETED)
+            while (waiting := pending()) and not sleeper.done():
+                await asyncio.wait({sleeper, *waiting}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             sleeper.cancel()
 
@@ -352,7 +354,7 @@ class Host:
                 loop.call_soon_threadsafe(call)
 
         def closed(why: str) -> None:
-            soon(partial(self._closed, number, f"the connection was closed: {why}"))
+            soon(partial(self._closed_by_libvirt, number, f"the connection was closed: {why}"))
 
         _disconnect(old)
         try:
@@ -363,7 +365,7 @@ class Host:
             _disconnect(opened[0])
         return opened
 
-    def _closed(self, number: int, why: str) -> None:
+    def _closed_by_libvirt(self, number: int, why: str) -> None:
         if self._connection is not None and number + 1 == self.connections:
             self._lose(self._connection, why)
 

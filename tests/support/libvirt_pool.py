@@ -35,8 +35,8 @@ HOST = """<node>
 
 def error(code: int, message: str = "made by a test") -> Exception:
     """A libvirtError with a code."""
-    raised = libvirt.libvirtError(message)
-    raised.err = (code, libvirt.VIR_FROM_TEST, message, libvirt.VIR_ERR_ERROR, "", "", "", -1, -1)
+    raised: Exception = libvirt.libvirtError(message)
+    vars(raised)["err"] = (code, libvirt.VIR_FROM_TEST, message, libvirt.VIR_ERR_ERROR, "", "", "", -1, -1)
     return raised
 
 
@@ -130,10 +130,10 @@ def node(number: int = 0, host: str = "host-1", **changes: Any) -> NodeSpec:
     return replace(spec, **changes)
 
 
-def settings(directory: Path, hosts: int = 2, **changes: object) -> dict[str, object]:
+def settings(directory: Path, *, host_count: int = 2, **changes: object) -> dict[str, object]:
     """The settings of a pool of so many hosts, which are described by files in a directory."""
     uris = []
-    for number in range(1, hosts + 1):
+    for number in range(1, host_count + 1):
         path = directory / f"host-{number}.xml"
         path.write_text(HOST)
         uris.append(f"test://{path}")
@@ -143,7 +143,7 @@ def settings(directory: Path, hosts: int = 2, **changes: object) -> dict[str, ob
 
 @asynccontextmanager
 async def pool(
-    directory: Path, machines: Machines | None = None, clock: Any = None, **changes: object
+    directory: Path, machines: Machines | None = None, clock: Any = None, **changes: Any
 ) -> AsyncIterator[LibvirtBackend]:
     """An open backend."""
     kept = machines or Machines()
