@@ -9,7 +9,6 @@ leaves here is one of the three kinds. It retries nothing but connections, and d
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
@@ -29,13 +28,13 @@ from backends.base import (
     Step,
     StepCall,
 )
-from backends.xen import domain, inventory, library
+from backends.xen import domain, inventory
 from backends.xen.addresses import Addresses
 from backends.xen.errors import NotYet
-from backends.xen.host import Connect, Host
+from backends.xen.host import Host
 from backends.xen.hosts import Hosts
 from backends.xen.moving import Moves
-from backends.xen.seam import Storage
+from backends.xen.seam import NoStorage, Storage
 from backends.xen.settings import Settings
 from backends.xen.verbs import Verbs
 
@@ -52,19 +51,20 @@ class LibvirtBackend:
         self,
         settings: Settings,
         context: BackendContext,
+        hosts: Hosts,
         storage: Storage,
-        *,
-        drivers: frozenset[str],
-        connect: Connect = library.connect,
     ) -> None:
         self._settings = settings
         self._broker_id = context.broker_id
         self._storage = storage
-        self._hosts = Hosts(settings, context.clock, drivers, connect)
+        self._has_disks = not isinstance(storage, NoStorage)
+        self._hosts = hosts
         self._addresses = Addresses(settings.networks)
-        self._hosts.on_read = self._read
-        self._verbs = Verbs(settings, self._hosts, storage, self._addresses, context.clock, context.broker_id)
-        self._moves = Moves(settings, self._hosts, storage, self._verbs)
+        self._disks: dict[str, tuple[int, int] | None] = {}
+        self._disk_problems: dict[str, str] = {}
+        hosts.on_read = self._read
+        self._verbs = Verbs(settings, hosts, storage, self._addresses, context.clock, context.broker_id)
+        self._moves = Moves(settings, hosts, storage, self._verbs)
         self._capabilities = self._what_it_can()
         self._steps = self._what_it_takes()
         verbs, moves = self._verbs, self._moves
@@ -104,16 +104,19 @@ class LibvirtBackend:
         return self._steps.get(action, ())
 
     async def open(self) -> None:
+        await self._storage.open()
         self._hosts.start()
 
     async def close(self) -> None:
         await self._verbs.close()
+        await self._storage.close()
         await self._hosts.close()
 
     async def inventory(self) -> Inventory:
         fresh = await self._hosts.look()
         hosts = self._hosts
         disks = await asyncio.gather(*(self._disk(host, host.name in fresh) for host in hosts.all.values()))
+        images = await self._storage.images()
         shared = self._storage.shared
         ours, others = inventory.addresses_shown(hosts.readings, self._broker_id)
         observed: list[ObservedHost] = [
@@ -131,11 +134,11 @@ class LibvirtBackend:
         return Inventory(
             hosts=tuple(observed),
             nodes=inventory.nodes(hosts, fresh, self._broker_id),
-            images=await self._storage.images(),
+            images=images,
             networks=self._addresses.observed(ours, others),
             pool_totals={} if pool is None else {"disk": pool[0]},
             pool_foreign={} if pool is None else {"disk": pool[1]},
-            warnings=inventory.warnings(hosts),
+            warnings=(*inventory.warnings(hosts), *self._disk_problems.values(), *self._storage.problems),
         )
 
     async def observe(self) -> Sequence[ObservedNode]:
@@ -180,9 +183,12 @@ class LibvirtBackend:
     async def _disk(self, host: Host, answers: bool) -> tuple[int, int] | None:
         """What the host's storage pool has; as it was last seen where it says nothing."""
         if answers and host.state is HostState.ACTIVE:
-            with contextlib.suppress(BackendError):
-                self._hosts.disks[host.name] = await self._storage.capacity(host)
-        return self._hosts.disks.get(host.name)
+            try:
+                self._disks[host.name] = await self._storage.capacity(host)
+                self._disk_problems.pop(host.name, None)
+            except BackendError as error:
+                self._disk_problems[host.name] = f"the storage of host {host.name} is not read: {error}"
+        return self._disks.get(host.name)
 
     def _what_it_can(self) -> frozenset[Capability]:
         drivers = {host.uri.driver for host in self._settings.hosts}
@@ -196,7 +202,7 @@ class LibvirtBackend:
         }
         if self._storage.saves:
             can.add(Capability.SAVE_IMAGE)
-        if self._storage.seeds:
+        if self._has_disks:
             can.add(Capability.USER_DATA)
         if any(network.addresses for network in self._settings.networks.values()):
             can.add(Capability.STATIC_ADDRESS)
@@ -209,7 +215,7 @@ class LibvirtBackend:
     def _what_it_takes(self) -> Mapping[Action, tuple[Step, ...]]:
         """Where the steps differ from the common ones: the definition comes first and stands for all that follows; a
         node that let go of its capacity is where it was, so that it is started or resumed, not deployed."""
-        with_disks = self._storage.makes_disks
+        with_disks = self._has_disks
         steps = {
             **COMMON_STEPS,
             Action.CREATE: (Step.ALLOCATE, *((Step.PROPAGATE,) if with_disks else ()), Step.DEPLOY),

@@ -48,8 +48,6 @@ class Hosts:
         """The last look at each host that was ever read."""
         self.troubles: dict[str, str] = {}
         """Hosts that answer and could not be read, and why."""
-        self.disks: dict[str, tuple[int, int] | None] = {}
-        """What was last seen of each host's storage: all of it and what others hold, in MiB."""
         self.on_read: Callable[[Host, int], None] = lambda host, look: None
         """Called with every reading, and the number of its look."""
         self.looks = 0

@@ -58,12 +58,14 @@ class Storage(Protocol):
         """Whether `save` can make images; constant."""
 
     @property
-    def seeds(self) -> bool:
-        """Whether guests are told their user data, keys and addresses; constant."""
+    def problems(self) -> Sequence[str]:
+        """What an operator should know."""
 
-    @property
-    def makes_disks(self) -> bool:
-        """Whether there is anything to propagate at all; constant."""
+    async def open(self) -> None:
+        """Gets ready; reaches no host yet."""
+
+    async def close(self) -> None:
+        """Gives up everything under way."""
 
     async def guest(self, spec: NodeSpec) -> Mapping[str, str]:
         """What the image says of its guest where it differs from the pool: "type" ("pv", "pvh", "hvm"), "kernel",
@@ -102,8 +104,13 @@ class NoStorage:
     shared = True
     moves = True
     saves = False
-    seeds = False
-    makes_disks = False
+    problems = ()
+
+    async def open(self) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do."""
 
     async def guest(self, spec: NodeSpec) -> Mapping[str, str]:
         """Nothing."""

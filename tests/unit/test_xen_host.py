@@ -152,7 +152,7 @@ async def test_a_call_past_its_deadline_loses_the_host(
         with pytest.raises(kind_of_error, match=f"listing on x: no answer within {seconds:g} s"):
             await task
         assert one.state is HostState.LOST
-        asked = []
+        asked: list[Connection] = []
         with pytest.raises(HostLost, match="it was not tried") as refused:
             await one.call("asking", asked.append)
         assert asked == []
