@@ -171,7 +171,8 @@ class Bases:
                     f"{what} has {_mib(size)} MiB, and {_mib(held)} of storage.cache_limit's {self._limit // MIB} on "
                     f"{pool.host.name} are in use"
                 )
-            await self._free(pool, size, what)
+            taken = pool.place.kind.taken
+            await self._free(pool, taken(size) + taken(volumes.MARK_BYTES), what)
             return await pool.create(name, size)
 
     async def _free(self, pool: HostPool, size: int, what: str) -> None:

@@ -185,7 +185,7 @@ class PoolStorage:
                 }
                 seed = self._seed_of(spec, uuid)
                 data = seeds.build(seed) if seed is not None else b""
-                needed = sum(part.size for part in parts) + len(data) + MARK_BYTES
+                needed = sum(map(pool.place.kind.taken, [*(part.size for part in parts), len(data), MARK_BYTES]))
                 await self._bases.make_room(pool, needed, f"node {spec.name}")
                 made = [
                     await self._make(pool, uuid, part, bases[part.image.image.name] if part.image else None)
@@ -279,7 +279,8 @@ class PoolStorage:
                 parts = [there[made.volume] for made in mark.made]
                 for below in {volume.backing for volume in parts if volume.backing and volume.format != "raw"}:
                     await held.enter_async_context(self._bases.copied(source, target, below))
-                await self._bases.make_room(target, sum(map(_bytes, parts)) + MARK_BYTES, f"node {uuid}")
+                needed = sum(map(target.place.kind.taken, [*map(_bytes, parts), MARK_BYTES]))
+                await self._bases.make_room(target, needed, f"node {uuid}")
                 for volume in parts:
                     copy = await target.create(volume.name, _bytes(volume))
                     if copy.path != volume.path:

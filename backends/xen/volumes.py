@@ -43,13 +43,18 @@ class PoolType(Struct, frozen=True, kw_only=True):
     snapshots: bool  # a volume upon another of the same size, made at once
     build: bool  # making the pool's place destroys nothing
     shared: bool  # every host sees the same volumes
+    grain: int = 1  # bytes that sizes are rounded up to
+
+    def taken(self, size: int) -> int:
+        """What a volume of so many bytes takes of the pool."""
+        return -(-size // self.grain) * self.grain
 
 
 POOL_TYPES: Final[Mapping[str, PoolType]] = {
     "dir": PoolType(block=False, overlays=True, snapshots=False, build=True, shared=False),
     "fs": PoolType(block=False, overlays=True, snapshots=False, build=False, shared=False),
     "netfs": PoolType(block=False, overlays=True, snapshots=False, build=False, shared=True),
-    "logical": PoolType(block=True, overlays=False, snapshots=True, build=False, shared=False),
+    "logical": PoolType(block=True, overlays=False, snapshots=True, build=False, shared=False, grain=4 * MIB),
 }
 
 

@@ -81,6 +81,7 @@ class FakeVolume:
 
     def download(self, stream: FakeStream, offset: int, length: int, flags: int) -> None:
         self.pool.call(f"download {self.label}", change=False)
+        self.pool.on_read(self.label)
         stream.volume, stream.at, stream.end = self, offset, min(offset + length, len(self.data))
 
 
@@ -147,6 +148,7 @@ class Machine:
     alive: bool = True
     calls: list[str] = field(default_factory=list)
     on_call: Callable[[str], None] = lambda call: None
+    on_read: Callable[[str], None] = lambda call: None
 
     def call(self, what: str, *, change: bool = True) -> None:
         """A call arrives; with `change` it is one that a test can be interested in."""
