@@ -96,11 +96,14 @@ class Entry:
         if begun.end_time is not None and answer.end is not None:  # no longer than there is room for
             begun = replace(begun, end_time=min(begun.end_time, answer.end))
         actions = {node.index: ONWARD.get(node.state, Action.CREATE) for node in self.nodes}
+        nodes = list(begun.nodes)  # as they hold their room again, for the tenant's limits
+        for node in self.nodes:
+            nodes[node.index] = replace(node, released=False)
         if begun.state is State.PENDING:
-            nodes = list(begun.nodes)
             for index, host in hosts_of(answer, self.nodes).items():
-                nodes[index] = replace(nodes[index], host=host)
-            begun = replace(begun, nodes=tuple(nodes), state=State.STARTING)
+                nodes[index] = replace(nodes[index], host=host, state=State.STARTING)
+            begun = replace(begun, state=State.STARTING)
+        begun = replace(begun, nodes=tuple(nodes))
         return begun, actions
 
     def reserved(self, answer: Plan, seen: Mapping[str, PoolSnapshot], now: datetime) -> Workspace:
