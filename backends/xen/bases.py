@@ -124,7 +124,7 @@ class Bases:
             return there
         if await self._complete(source, name) is None:
             raise BackendRejected(f"base {name} on {source.host.name} has no mark: it may be half an upload")
-        size = _size(base)
+        size = base.stored
         try:
             volume = await self._begin(target, name, size, f"base {name}")
             await source.copy_to(target, name, size, volume)
@@ -160,12 +160,12 @@ class Bases:
             )
         async with self._making_room[pool.where]:
             there = [each for each in await pool.volumes(self._names.bases) if not volumes.is_mark(each.name)]
-            held = sum(map(_size, there))
+            held = sum(volume.stored for volume in there)
             for base in await self._idle(pool):
                 if held + size <= self._limit:
                     break
                 await self._remove(pool, base.name)
-                held -= _size(base)
+                held -= base.stored
             if held + size > self._limit:
                 raise NotYet(
                     f"{what} has {_mib(size)} MiB, and {_mib(held)} of storage.cache_limit's {self._limit // MIB} on "
@@ -226,11 +226,6 @@ class Bases:
             await self._remove(pool, name)
         except BackendError as error:
             log.warning("host=%s volume=%s left behind: %s", pool.host.name, name, error)
-
-
-def _size(volume: Volume) -> int:
-    """Bytes of the cache that a base takes."""
-    return volume.capacity if volume.format == "raw" else volume.physical
 
 
 def _mib(size: int) -> int:

@@ -18,6 +18,7 @@ it. Nothing is fetched here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from backends.base import AttributeValue, BackendRejected, SettingProblem
 
@@ -158,6 +159,36 @@ def read_sidecar(path: Path) -> tuple[Image | None, list[tuple[str, str]]]:
     return image, [(key, f"{path}: {key}{': ' * bool(key)}{message}") for key, message in wrong]
 
 
+def known(directory: Path | None, catalog: Mapping[str, Image]) -> tuple[dict[str, Image], list[str]]:
+    """Every image of the settings and of the directory that is written about well, with the full name of its file, and
+    what is wrong with the others."""
+    found = dict(catalog)
+    problems: list[str] = []
+    if directory is None:
+        return found, problems
+    try:
+        sidecars = sorted(path for path in directory.iterdir() if path.suffix == SIDECAR)
+    except OSError as error:
+        return found, [f"the directory of images, {directory}, cannot be read: {error.strerror}"]
+    for path in sidecars:
+        if path.name.startswith("."):
+            continue
+        image, wrong = read_sidecar(path)
+        problems += [message for _, message in wrong]
+        if image is None:
+            continue
+        if image.name in found:
+            problems.append(f"image {image.name} is in the settings and in {path}: the settings' one counts")
+            continue
+        found[image.name] = placed(image, directory)
+    return found, problems
+
+
+def placed(image: Image, directory: Path) -> Image:
+    """The image with the full name of its file."""
+    return structs.replace(image, file=str(directory / image.file)) if image.file else image
+
+
 def write_sidecar(image: Image) -> str:
     """The text of a sidecar that `read_sidecar` reads back."""
     lines = [f"{key} = {_toml(value)}" for key in _READERS if (value := getattr(image, key))]
@@ -186,6 +217,12 @@ def look(path: Path, image: Image) -> Look:
     if wrong:
         raise BackendRejected(f"image {image.name}: {path} cannot be used: {'; '.join(wrong)}")
     return Look(size=size, disk=disk, format=image.format)
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal; reads all of it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def foreign_format(head: bytes) -> str | None:

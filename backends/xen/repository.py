@@ -10,7 +10,6 @@ read, it is told.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import shutil
 from collections import Counter
@@ -29,7 +28,6 @@ from backends.xen.images import NAME, NAME_FORM, SIDECAR, Format, Image, ImageSe
 from backends.xen.shared import SharedWork, to_the_end
 
 MIB: Final = 1024 * 1024
-_CHUNK: Final = 4 * MIB
 _PART: Final = ".part"
 
 ReadVolume = Callable[[str, Path, Progress], Awaitable[str]]
@@ -66,10 +64,7 @@ class Repository:
         self._directory = base_directory / settings.directory if settings.directory else None
         self._cache = base_directory / settings.cache
         self._cache_limit = settings.cache_limit * MIB
-        self._catalog = {
-            name: structs.replace(image, file=str(base_directory / image.file)) if image.file else image
-            for name, image in settings.catalog.items()
-        }
+        self._catalog = {name: images.placed(image, base_directory) for name, image in settings.catalog.items()}
         self._part = f".{tag}{_PART}"  # of this broker's own unfinished files
         self._read_volume = read_volume
         self._transport = transport
@@ -178,26 +173,7 @@ class Repository:
 
     def _known(self) -> tuple[dict[str, Image], list[str]]:
         """In a thread: every image that is written about well, and the problems with the others."""
-        known = dict(self._catalog)
-        problems: list[str] = []
-        if self._directory is None:
-            return known, problems
-        try:
-            sidecars = sorted(path for path in self._directory.iterdir() if path.suffix == SIDECAR)
-        except OSError as error:
-            return known, [f"the directory of images, {self._directory}, cannot be read: {error.strerror}"]
-        for path in sidecars:
-            if path.name.startswith("."):
-                continue
-            image, wrong = images.read_sidecar(path)
-            problems += [message for _, message in wrong]
-            if image is None:
-                continue
-            if image.name in known:
-                problems.append(f"image {image.name} is in the settings and in {path}: the settings' one counts")
-                continue
-            known[image.name] = structs.replace(image, file=str(self._directory / image.file)) if image.file else image
-        return known, problems
+        return images.known(self._directory, self._catalog)
 
     def _observed(self, image: Image, problems: list[str]) -> ObservedImage:
         path = Path(image.file) if image.file else self._cache / image.sha256
@@ -221,7 +197,7 @@ class Repository:
         about = await asyncio.to_thread(path.stat)
         key = (str(path), about.st_size, about.st_mtime_ns)
         if key not in self._sums:
-            self._sums[key] = await self._summing.run(key, lambda: asyncio.to_thread(_sha256, path))
+            self._sums[key] = await self._summing.run(key, lambda: asyncio.to_thread(images.sha256, path))
         return self._sums[key]
 
     async def _copy(self, image: Image) -> Path:
@@ -331,14 +307,6 @@ def _sync(directory: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _listed(known: dict[str, Image]) -> str:

@@ -86,6 +86,11 @@ class Volume(Struct, frozen=True, kw_only=True):
     format: str = "raw"
     backing: str = ""  # the path of what it is upon
 
+    @property
+    def stored(self) -> int:
+        """How many bytes it holds as it lies there."""
+        return self.physical if self.format == "qcow2" else self.capacity
+
 
 class Names(Struct, frozen=True, kw_only=True):
     """The names of what one broker makes for one of its pools; no other name is ever touched. All are fit for LVM."""
