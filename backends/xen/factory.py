@@ -36,16 +36,21 @@ class Factory:
 
     def create(self, settings: Mapping[str, object], context: BackendContext) -> Backend:
         """Makes a pool of hosts. Raises ValueError where `check` has something to say."""
+        return self.with_storage(settings, context)
+
+    def with_storage(
+        self, settings: Mapping[str, object], context: BackendContext, storage: Storage | None = None
+    ) -> LibvirtBackend:
+        """Makes a pool whose storage is given, or the one its settings name."""
         values, about_storage, problems = self._read(settings)
         if problems:
             raise ValueError("; ".join(f"{problem.key}: {problem.message}" for problem in problems))
         hosts = Hosts(values, context.clock, self._drivers, self._connect)
-        storage: Storage = NoStorage()
-        if about_storage is not None:
+        if storage is None and about_storage is not None:
             storage = PoolStorage(
                 about_storage, context, hosts.all.get, lambda spec, uuid: seed(spec, uuid, values.networks)
             )
-        return LibvirtBackend(values, context, hosts, storage)
+        return LibvirtBackend(values, context, hosts, storage or NoStorage())
 
     def _read(self, table: Mapping[str, object]) -> tuple[Settings, StorageSettings | None, list[SettingProblem]]:
         values, problems = pool_settings.read(table, self._drivers, storage_settings.KEYS)

@@ -6,9 +6,11 @@ fail as a real host's do. It needs libvirt-python: import it after asking for th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from backends.xen import library
 from backends.xen.adapter import LibvirtBackend
 from backends.xen.factory import Factory
 from backends.xen.library import Connection, Facts
+from backends.xen.seam import Storage
 from backends.xen.settings import ALL_DRIVERS
 from broker.core.clock import SystemClock
 
@@ -42,8 +45,9 @@ def error(code: int, message: str = "made by a test") -> Exception:
 
 @dataclass
 class Faults:
-    """What goes wrong at a connection: by the name of a call, what is done instead, once each."""
+    """What goes wrong at a connection: by the name of a call, what is done instead, once each. `calls` counts all."""
 
+    calls: Counter[str] = field(default_factory=Counter)
     by_call: dict[str, list[Callable[[Callable[[], Any]], Any]]] = field(default_factory=dict)
 
     def add(self, call: str, instead: Callable[[Callable[[], Any]], Any]) -> None:
@@ -71,9 +75,10 @@ class Faults:
 class Wire:
     """A connection, or a domain of one, in front of the real one; everything passes but what is to fail."""
 
-    def __init__(self, real: Any, faults: Faults) -> None:
+    def __init__(self, real: Any, faults: Faults, uri: str = "") -> None:
         self._real = real
         self._faults = faults
+        self.uri = uri
         self.closed = False
 
     def __getattr__(self, name: str) -> Any:
@@ -82,13 +87,19 @@ class Wire:
             return found
 
         def call(*arguments: Any) -> Any:
+            self._faults.calls[name] += 1
             waiting = self._faults.by_call.get(name)
             if waiting:
                 return waiting.pop(0)(lambda: found(*arguments))
             answer = found(*arguments)
-            return Wire(answer, self._faults) if isinstance(answer, libvirt.virDomain) else answer
+            if isinstance(answer, list):
+                return [self._wired(each) for each in answer]
+            return self._wired(answer)
 
         return call
+
+    def _wired(self, answer: Any) -> Any:
+        return Wire(answer, self._faults) if isinstance(answer, libvirt.virDomain) else answer
 
     def isAlive(self) -> int:
         return 0 if self.closed else 1
@@ -104,13 +115,33 @@ class Machines:
 
     faults: Faults = field(default_factory=Faults)
     opened: dict[str, Connection] = field(default_factory=dict)
+    down: set[str] = field(default_factory=set)  # by the end of a URI: these refuse to be connected
+    wires: list[Wire] = field(default_factory=list)
 
     def connect(self, uri: str, closed: Callable[[str], None], noticed: Callable[[], None]) -> tuple[Connection, Facts]:
         """As `library.connect`, but to a host that keeps its domains."""
+        if any(uri.endswith(each) for each in self.down):
+            raise error(libvirt.VIR_ERR_SYSTEM_ERROR, "Connection refused")
         if uri not in self.opened:
             self.opened[uri] = library.connect(uri, closed, noticed)
         real, facts = self.opened[uri]
-        return Wire(real, self.faults), facts
+        self.wires.append(Wire(real, self.faults, uri))
+        return self.wires[-1], facts
+
+    def of(self, number: int) -> Connection:
+        """The library's own connection to a host, for what is done by hand."""
+        return next(real for uri, (real, _) in self.opened.items() if uri.endswith(f"host-{number}.xml"))
+
+    def take_down(self, number: int) -> None:
+        """Breaks the connection to a host, and refuses others until it is `put_up`."""
+        self.down.add(f"host-{number}.xml")
+        for wire in self.wires:
+            if wire.uri.endswith(f"host-{number}.xml"):
+                wire.closed = True
+
+    def put_up(self, number: int) -> None:
+        """Lets the host be connected again."""
+        self.down.discard(f"host-{number}.xml")
 
     def close(self) -> None:
         for real, _ in self.opened.values():
@@ -141,16 +172,30 @@ def settings(directory: Path, *, host_count: int = 2, **changes: object) -> dict
     return {"hosts": uris, "networks": [lan], "kernel": "/guest/vmlinux", **changes}
 
 
+class ShiftedClock(SystemClock):
+    """The machine's clock, whose wall clock can be put forward."""
+
+    shift = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self.shift
+
+
 @asynccontextmanager
 async def pool(
-    directory: Path, machines: Machines | None = None, clock: Any = None, **changes: Any
+    directory: Path,
+    machines: Machines | None = None,
+    clock: Any = None,
+    storage: Storage | None = None,
+    **changes: Any,
 ) -> AsyncIterator[LibvirtBackend]:
     """An open backend."""
     kept = machines or Machines()
     factory = Factory(ALL_DRIVERS, kept.connect)
     table = settings(directory, **changes)
     assert factory.check(table) == []
-    backend = factory.create(table, BackendContext(pool="lab", broker_id=BROKER, clock=clock or SystemClock()))
+    context = BackendContext(pool="lab", broker_id=BROKER, clock=clock or SystemClock())
+    backend = factory.create(table, context) if storage is None else factory.with_storage(table, context, storage)
     assert isinstance(backend, LibvirtBackend)
     await backend.open()
     try:
