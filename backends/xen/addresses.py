@@ -126,9 +126,12 @@ class Addresses:
                     f"addresses of {network.name} are not handed out yet: {', '.join(missing)} was not read since the "
                     "start, and domains there may hold some; take the host out of the pool if it will not come back"
                 )
-            found = self._wanted(network, nic, taken, problems) if nic.addresses else self._next(network, taken)
-            if found is None:
+            found: tuple[str, ...] | None
+            if nic.addresses:
+                found = nic.addresses if self._may_have(network, nic, taken, problems) else None
+            elif (found := self._next(network, taken)) is None:
                 problems.append(f"no address of network {network.name} is free: all {network.total} are taken")
+            if found is None:
                 continue
             taken.setdefault(network.name, {}).update(dict.fromkeys(map(ip_address, found), uuid))
             nics.append(NicSpec(network=nic.network, name=nic.name, addresses=found))
@@ -183,10 +186,11 @@ class Addresses:
                         held.setdefault(nic.network, {})[ip_address(address)] = uuid
         return held
 
-    def _wanted(
+    def _may_have(
         self, network: Network, nic: NicSpec, taken: Mapping[str, Mapping[Address, str]], problems: list[str]
-    ) -> tuple[str, ...]:
-        """The addresses that were asked for; what is wrong with them is added to the problems."""
+    ) -> bool:
+        """Whether the addresses that were asked for may be had; what is wrong with them is added to the problems."""
+        before = len(problems)
         for text in nic.addresses:
             try:
                 address = ip_address(text)
@@ -200,7 +204,7 @@ class Addresses:
                 problems.append(f"{text} is reserved on network {network.name}")
             elif holder := taken.get(network.name, {}).get(address):
                 problems.append(f"{text} is taken on network {network.name}, by the domain {holder}")
-        return nic.addresses
+        return len(problems) == before
 
     def _next(self, network: Network, taken: Mapping[str, Mapping[Address, str]]) -> tuple[str, ...] | None:
         """The lowest address that is free; none of a network that has none to give; None where all are taken."""

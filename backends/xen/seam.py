@@ -113,13 +113,13 @@ class NoStorage:
         """Nothing to do."""
 
     async def guest(self, spec: NodeSpec) -> Mapping[str, str]:
-        """Nothing."""
+        """Nothing. Refuses what only a storage pool could give, before anything is made."""
+        if spec.disks:
+            raise BackendRejected("this pool has no storage: it makes no extra disks; say storage in its settings")
         return {}
 
     async def propagate(self, host: Host, spec: NodeSpec, uuid: str) -> None:
-        """Refuses what only a storage pool could give."""
-        if spec.disks:
-            raise BackendRejected("this pool has no storage: it makes no extra disks; set storage_pool")
+        """There is nothing to make."""
 
     async def disks(self, host: Host, spec: NodeSpec, uuid: str) -> Sequence[Disk]:
         """None."""
@@ -137,7 +137,7 @@ class NoStorage:
 
     async def save(self, host: Host, uuid: str, device: str, image_name: str) -> None:
         """Refuses."""
-        raise BackendRejected("this pool has no storage: it saves no images; set storage_pool")
+        raise BackendRejected("this pool has no storage: it saves no images; say storage in its settings")
 
     async def images(self) -> tuple[ObservedImage, ...] | None:
         """Any name."""

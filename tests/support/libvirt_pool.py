@@ -132,6 +132,14 @@ class Machines:
         """The library's own connection to a host, for what is done by hand."""
         return next(real for uri, (real, _) in self.opened.items() if uri.endswith(f"host-{number}.xml"))
 
+    def state(self, number: int, uuid: str) -> str:
+        """What a host says of a domain, in a word."""
+        try:
+            state = self.of(number).lookupByUUIDString(uuid).state()[0]
+        except libvirt.libvirtError:
+            return "gone"
+        return {1: "running", 3: "paused", 5: "off"}.get(state, str(state))
+
     def take_down(self, number: int) -> None:
         """Breaks the connection to a host, and refuses others until it is `put_up`."""
         self.down.add(f"host-{number}.xml")
