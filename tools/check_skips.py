@@ -22,7 +22,7 @@ def main(report: str, allowed: str) -> int:
             reason = skip.get("message", "")
             if reason == "collection skipped":  # a whole module: file, line and reason stand in the text
                 reason = ast.literal_eval(skip.text or "")[2].removeprefix("Skipped: ")
-            skipped[f"{case.get('classname')}.{case.get('name')}"] = reason
+            skipped[f"{case.get('classname')}.{case.get('name')}".lstrip(".")] = reason
     unnamed = {test: reason for test, reason in skipped.items() if named.get(test) != reason}
     for test, reason in sorted(unnamed.items()):
         sys.stderr.write(f"skipped and not named in {allowed}: {test}: {reason}\n")

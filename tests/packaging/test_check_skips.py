@@ -113,7 +113,7 @@ def test_expected(): assert False
     named = sorted(line.partition("allowed.txt: ")[2] for line in said.splitlines())
     assert code == 1
     assert named == [
-        ".test_module: not here",
+        "test_module: not here",
         "test_skips.test_expected: known",
         "test_skips.test_fixture[1]: no thing: here",
         "test_skips.test_marked: marked",
