@@ -37,6 +37,7 @@ from broker.core.placement import (
     plan,
 )
 from broker.core.policies import PolicySet, Waiting
+from broker.engine.retry import interrupted_sleep
 from broker.placing import refused, snapshots, snapshots_for_their_own
 from broker.pools import Pool
 from broker.preempting import MadeRoom, Preempting
@@ -93,6 +94,7 @@ class Queue:
         self._places: dict[str, Place] = {}  # in the order of the last pass
         self._freed = 0  # what the book had given back when a pass began last
         self._estimated = False
+        self._next_starved: datetime | None = None  # when one of them will have waited for the starvation limit
         self._generation = 0  # what was held, and there was, when it ended
         self._awake = asyncio.Event()
         self.before_pass: Callable[[], None] = lambda: None
@@ -177,8 +179,13 @@ class Queue:
     async def run(self) -> None:
         """Passes when there is reason for one, for ever; ends by cancellation."""
         while True:
-            await self._awake.wait()
+            if self._next_starved is None:
+                await self._awake.wait()
+            else:
+                nap = (self._next_starved - self._clock.now()).total_seconds()
+                await interrupted_sleep(self._clock, nap, self._awake)
             self._awake.clear()
+            self._next_starved = None
             if not self._book.queue:
                 self._places.clear()
                 continue
@@ -205,8 +212,10 @@ class Queue:
         told a start whose start nobody has to heed, which is for those who look alone."""
         self._estimated = estimates
         self._freed = self._book.freed
+        ordered = self._in_order(now)
         with self._pass(now, estimates=estimates) as turn:
-            self._places = turn.serve(self._in_order(now), begin=begin)
+            self._places = turn.serve(ordered, begin=begin)
+        self._note_starving(now)
         self._generation = self._generations()
 
     def _bring_up_to_date(self, now: datetime) -> None:
@@ -224,6 +233,14 @@ class Queue:
             for entry in ordered[-len(new) :]:
                 known[entry.workspace.uid] = turn.place_of(entry, len(known) + 1)
         self._places = known
+        if self._next_starved is None:
+            self.wake()
+
+    def _note_starving(self, now: datetime) -> None:
+        """Notes when the next of them will have waited for the starvation limit: the order is another from then on."""
+        limit = self._settings.starvation_limit
+        instants = (self._entries[uid].waiting.since + limit for uid in self._places)
+        self._next_starved = min((at for at in instants if at > now), default=None)
 
     def _generations(self) -> int:
         """Grows with every change of what is held, or of what there is."""
