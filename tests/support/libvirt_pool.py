@@ -54,6 +54,10 @@ class Faults:
         """The next such call becomes `instead(the call itself)`."""
         self.by_call.setdefault(call, []).append(instead)
 
+    def answer(self, call: str, answer: Any) -> None:
+        """The next such call answers this."""
+        self.add(call, lambda itself: answer)
+
     def lose_answer(self, call: str) -> None:
         """The next such call is carried out, and cut off as a broken connection would: nobody can look at once."""
 

@@ -239,7 +239,7 @@ async def test_a_start_that_fails_without_a_reason_is_looked_into(
 ) -> None:
     machines.faults.fail("create", 1, "libxenlight failed to create new domain 'node'")
     for call, answer in faults.items():
-        machines.faults.add(call, lambda itself, answer=answer: answer)
+        machines.faults.answer(call, answer)
     with pytest.raises(BackendRejected) as refused:
         await do(backend, Action.CREATE)
     assert refused.value.host_fault
