@@ -143,7 +143,7 @@ def test_victims_agree_with_brute_force(capsys: pytest.CaptureFixture[str]) -> N
     is preferred, none of it can be spared, and asking leaves no trace."""
     seen: Counter[str] = Counter()
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(case=cases(), first_asked=st.sampled_from([1, 2, 16]))
     def check(case: Case, first_asked: int) -> None:
         still = Still(

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("libvirt", reason="libvirt-python is not installed")
+
 from backends.base import (
     BackendContext,
     BackendError,

@@ -18,6 +18,7 @@ from tests.xen.lab.host import Host
 
 T = TypeVar("T")
 DOM0: Final = "Domain-0"
+STOPPING: Final = "urn:workspace-broker:stopping"  # a guest that was asked to shut down
 STATES: Final = {
     libvirt.VIR_DOMAIN_RUNNING: "running",
     libvirt.VIR_DOMAIN_BLOCKED: "running",
@@ -41,7 +42,8 @@ class Domain:
     state: str
     saved: bool
     persistent: bool
-    xml: str
+    xml: str  # its definition
+    live_xml: str  # as it runs
 
 
 @contextlib.contextmanager
@@ -71,7 +73,8 @@ def _domain(domain: Any) -> Domain | None:
             state=STATES[domain.state()[0]],
             saved=bool(domain.hasManagedSaveImage()),
             persistent=bool(domain.isPersistent()),
-            xml=domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0),
+            xml=domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE),
+            live_xml=domain.XMLDesc(0),
         )
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
@@ -106,6 +109,15 @@ def xen_domains(host: Host) -> set[str]:
     """The names of the domains Xen itself knows, by xl: what no libvirtd could hide."""
     lines = host.ssh("xl list").splitlines()[1:]
     return {line.split()[0] for line in lines} - {DOM0}
+
+
+def booting(host: Host) -> set[int]:
+    """The ids of guests whose kernel does not listen to Xen yet: asked to stop or to be saved, they would not."""
+    look = (
+        "for d in $(xenstore-list /local/domain); do echo $d $(xenstore-read /local/domain/$d/control/feature-poweroff"
+    )
+    lines = host.ssh(f"{look} 2>/dev/null); done").splitlines()
+    return {int(line) for line in lines if len(line.split()) == 1} - {0}
 
 
 def until(look: Callable[[], T], holds: Callable[[T], object], timeout: float = 60.0) -> T:

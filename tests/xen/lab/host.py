@@ -163,12 +163,14 @@ class Host:
                 if time.monotonic() > deadline:
                     raise LabError(f"{self.name}: pid {pid} does not end")
                 time.sleep(0.02)
+        self._leave_ssh()
         for stale in ("pid", "qmp"):
             (self.folder / stale).unlink(missing_ok=True)
 
     def reset(self) -> float:
         """Pulls the reset: it boots again, with its disks as they were; the seconds that took."""
         boots = self.console.count(READY)
+        self._leave_ssh()
         self._started = time.monotonic()
         self._monitor("set-action", reboot="reset")  # until then a reboot ends QEMU, so that a panic shows at once
         self._monitor("system_reset")
@@ -196,9 +198,10 @@ class Host:
 
     def ssh(self, command: str, *, timeout: float = 60.0, check: bool = True) -> str:
         """Runs a command in dom0; what it printed."""
+        shared = ("ControlMaster=auto", f"ControlPath={self.folder / 'ssh'}", "ControlPersist=60s")
         options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ConnectTimeout=15", "LogLevel=ERROR")
         arguments = ["ssh", "-i", str(self.work / "id_ed25519"), "-p", str(self.ports.ssh)]
-        arguments += [part for option in options for part in ("-o", option)]
+        arguments += [part for option in (*options, *shared) for part in ("-o", option)]
         done = subprocess.run(
             [*arguments, "root@127.0.0.1", command],
             capture_output=True,
@@ -211,6 +214,13 @@ class Host:
         if check and done.returncode != 0:
             raise LabError(f"{self.name}: {command!r} ended with {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout
+
+    def _leave_ssh(self) -> None:
+        """Ends the connection that `ssh` keeps for a minute."""
+        if (self.folder / "ssh").exists():
+            leave = ["ssh", "-o", f"ControlPath={self.folder / 'ssh'}", "-O", "exit", "root@127.0.0.1"]
+            subprocess.run(leave, capture_output=True, timeout=10, check=False)
+            (self.folder / "ssh").unlink(missing_ok=True)
 
     def _last_words(self) -> str:
         return " / ".join(self.console.splitlines()[-12:])
