@@ -14,7 +14,7 @@ help:
 	@echo "make demo     the whole story, each step with real answers"
 	@echo "make test     the test suite"
 	@echo "make test-xen the tests on real Xen: two emulated hosts, built from Debian 12 packages; needs root for apt-get"
-	@echo "make test-xen-quick  the part of them that CI runs"
+	@echo "make test-xen-quick  the quicker part of them"
 	@echo "make lint     ruff, mypy, import-linter, buf"
 	@echo "make protos   generate the Python code of the API"
 	@echo "make bench    all benchmarks, each figure as a ratio to a baseline of the same run; 15 minutes"

@@ -22,7 +22,7 @@ if not WORK:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Names the marker of the subset that CI runs."""
+    """Names the marker of the quicker subset."""
     config.addinivalue_line("markers", "xen_quick: what make test-xen-quick runs on real Xen")
 
 
