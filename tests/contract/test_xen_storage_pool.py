@@ -94,7 +94,7 @@ async def started(
     directory: Path, driver: str = "xen", mib: int = 64, cache: int = 32, hosts: tuple[str, ...] = ("xen1",)
 ) -> AsyncIterator[World]:
     clock = SystemClock()
-    world = World(directory, {name: Daemon(directory / name, mib, driver) for name in hosts})
+    world = World(directory, {name: Daemon(mib, driver) for name in hosts})
     images = directory / "images"
     images.mkdir()
     (images / "debian.img").write_bytes(IMAGE)

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,17 @@ def missing() -> bool:
 
 
 class Daemon:
-    """One libvirtd with an empty directory for a pool; `mib`: its size."""
+    """One libvirtd with an empty directory for a pool; `mib`: its size, `driver`: what its host is taken for."""
 
-    def __init__(self, directory: Path, mib: int = 64, driver: str = "xen") -> None:
-        self.driver = driver  # what its host is taken for
-        self.directory = directory
+    def __init__(self, mib: int = 64, driver: str = "xen") -> None:
+        self.driver = driver
+        self.directory = Path(tempfile.mkdtemp(prefix="libvirtd-"))  # not within pytest's, which is root's alone
         self.mib = mib
         self.keeper: subprocess.Popen[bytes] | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        for name in ("home", "run"):
-            (directory / name).mkdir(parents=True)
-        for each in (directory, *directory.iterdir()):
+        for each in (self.directory, self.directory / "home", self.directory / "run"):
+            each.mkdir(exist_ok=True)
             os.chown(each, NOBODY, NOBODY)
-        for above in directory.parents:
-            if above.stat().st_mode & 0o001 == 0:
-                above.chmod(0o711)  # pytest's own are root's alone
 
     @property
     def uri(self) -> str:
@@ -99,6 +96,7 @@ class Daemon:
             if process is not None:
                 process.kill()
                 process.wait()
+        shutil.rmtree(self.directory)
 
     def file(self, name: str) -> Path:
         """A file of the pool, as seen from here."""
