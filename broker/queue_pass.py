@@ -157,7 +157,7 @@ class Pass:
                 return True
             if not entry.waiting.preemptible and entry.workspace.state is State.PENDING:
                 made = self._preempting.room_for(entry.request, there, window, self._now)
-                if made is not None:
+                if made is not None and (entry.ends_by is None or made.plan.start < entry.ends_by):
                     with self._book.transaction() as tx:
                         reserved = entry.reserved(made.plan, seen, self._now)
                         self._tenants.check(reserved.tenant, reserved, besides=entry.workspace)

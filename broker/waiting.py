@@ -46,6 +46,11 @@ class Entry:
         deadline = self.workspace.terms.deadline
         return (tuple(map(id, request.sets)), request.pool, self.waiting.duration, deadline, request.allowed_pools)
 
+    @property
+    def ends_by(self) -> datetime | None:
+        """When it ends whenever it begins: the end of a reservation that is overdue does not move."""
+        return self.workspace.end_time if self.waiting.overdue else None
+
     def eligible(self, now: datetime) -> bool:
         """Whether it could begin now, were there room."""
         earliest = self.workspace.terms.earliest_start_time
@@ -111,6 +116,7 @@ class Entry:
         if not self.workspace.nodes:
             return placed(self.workspace, answer, seen, now, reserved=True)
         hosts = hosts_of(answer, self.nodes)
+        ends = [end for end in (answer.end, self.ends_by) if end is not None]
         nodes = tuple(
             replace(node, host=hosts[node.index], state=State.RESERVED, released=False) if node.index in hosts else node
             for node in self.workspace.nodes
@@ -121,7 +127,7 @@ class Entry:
             state=State.RESERVED,
             prepare_time=answer.prepare,
             start_time=answer.start,
-            end_time=answer.end,
+            end_time=min(ends, default=None),
         )
 
     def hosts(self, answer: Plan) -> dict[int, str]:
