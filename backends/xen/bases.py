@@ -22,13 +22,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from backends.base import BackendClock, BackendError, BackendRejected, TransientBackendError
-from backends.xen import volumes
 from backends.xen.errors import NotYet
 from backends.xen.images import Format
+from backends.xen.places import MARK_BYTES, MIB, Names, is_mark, mark_of
 from backends.xen.pool import HostPool
 from backends.xen.repository import LocalImage, Repository
 from backends.xen.shared import SharedWork, to_the_end
-from backends.xen.volumes import MIB, Names, Volume
+from backends.xen.volumes import Volume
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Bases:
     async def _complete(self, pool: HostPool, name: str) -> Volume | None:
         """The base, if its mark is there; what is there without one is deleted."""
         there = {volume.name: volume for volume in await pool.volumes(name)}
-        if name in there and volumes.mark_of(name) in there:
+        if name in there and mark_of(name) in there:
             return there[name]
         if name in there and there[name].path in await self._backing(pool):
             raise BackendRejected(
@@ -159,7 +159,7 @@ class Bases:
                 host_fault=True,
             )
         async with self._making_room[pool.where]:
-            there = [each for each in await pool.volumes(self._names.bases) if not volumes.is_mark(each.name)]
+            there = [each for each in await pool.volumes(self._names.bases) if not is_mark(each.name)]
             held = sum(volume.stored for volume in there)
             for base in await self._idle(pool):
                 if held + size <= self._limit:
@@ -172,7 +172,7 @@ class Bases:
                     f"{pool.host.name} are in use"
                 )
             taken = pool.place.kind.taken
-            await self._free(pool, taken(size) + taken(volumes.MARK_BYTES), what)
+            await self._free(pool, taken(size) + taken(MARK_BYTES), what)
             return await pool.create(name, size)
 
     async def _free(self, pool: HostPool, size: int, what: str) -> None:
@@ -196,7 +196,7 @@ class Bases:
         if volume is None or (volume.format != form and Format.QCOW2 in (volume.format, form)):
             seen = "gone" if volume is None else f"taken for {volume.format}"
             raise NotYet(f"volume {name} on {pool.host.name} is {seen} after its upload as {form}")
-        await pool.create(volumes.mark_of(name), volumes.MARK_BYTES)
+        await pool.create(mark_of(name), MARK_BYTES)
         return volume
 
     async def _idle(self, pool: HostPool) -> list[Volume]:
@@ -205,9 +205,7 @@ class Bases:
         idle = [
             volume
             for volume in await pool.volumes(self._names.bases)
-            if not volumes.is_mark(volume.name)
-            and volume.path not in backing
-            and not self._in_use[pool.where, volume.name]
+            if not is_mark(volume.name) and volume.path not in backing and not self._in_use[pool.where, volume.name]
         ]
         return sorted(idle, key=lambda volume: self._used.get((pool.where, volume.name), float("-inf")))
 
@@ -216,7 +214,7 @@ class Bases:
 
     async def _remove(self, pool: HostPool, name: str) -> None:
         """Its mark first: half a removal is no base any more."""
-        await pool.delete(volumes.mark_of(name))
+        await pool.delete(mark_of(name))
         await pool.delete(name)
         self._used.pop((pool.where, name), None)
 

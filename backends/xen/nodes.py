@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from backends.base import BackendError, BackendRejected, NodeSpec
-from backends.xen import reading, volumes
+from backends.xen import reading
 from backends.xen import seed as seeds
 from backends.xen.bases import Bases
 from backends.xen.errors import Code, Kind, NotYet, Refused
@@ -25,13 +25,14 @@ from backends.xen.host import Host
 from backends.xen.images import Image
 from backends.xen.library import Connection
 from backends.xen.parts import Made, NodeMark, Part, plan
+from backends.xen.places import MARK_BYTES, Names, is_mark, mark_of
 from backends.xen.pool import HostPool
 from backends.xen.repository import LocalImage, Repository
 from backends.xen.seam import Disk
 from backends.xen.seed import Seed
 from backends.xen.shared import to_the_end
 from backends.xen.storage_settings import Clones
-from backends.xen.volumes import MARK_BYTES, Names, Volume
+from backends.xen.volumes import Volume
 
 log = logging.getLogger(__name__)
 
@@ -113,13 +114,13 @@ class Nodes:
         return Made(volume=volume.name, disk=_disk(pool, volume, read_only=True))
 
     async def _mark(self, pool: HostPool, mark: NodeMark) -> None:
-        volume = await pool.create(volumes.mark_of(self._names.node(mark.node)), MARK_BYTES)
+        volume = await pool.create(mark_of(self._names.node(mark.node)), MARK_BYTES)
         await pool.store(volume, mark.encoded())
 
     async def complete(self, pool: HostPool, uuid: str) -> NodeMark | None:
         """The node's mark, if it and all volumes that it names are there."""
         there = {volume.name for volume in await pool.volumes(self._names.node(uuid))}
-        name = volumes.mark_of(self._names.node(uuid))
+        name = mark_of(self._names.node(uuid))
         if name not in there:
             return None
         mark = NodeMark.decoded(await pool.read(name, MARK_BYTES), uuid)
@@ -139,7 +140,7 @@ class Nodes:
             return
         if await _runs(pool.host, uuid):
             raise NotYet(f"{uuid} runs on {pool.host.name}: its volumes are not removed")
-        for volume in sorted(found, key=lambda volume: not volumes.is_mark(volume.name)):
+        for volume in sorted(found, key=lambda volume: not is_mark(volume.name)):
             await pool.delete(volume.name)
 
     async def _undo(self, pool: HostPool, uuid: str) -> None:

@@ -13,9 +13,9 @@ from msgspec import Struct, field
 
 from backends.base import AttributeValue, BackendRejected, NodeSpec
 from backends.xen.images import Format
+from backends.xen.places import MARK_BYTES, MIB, PoolPlace
 from backends.xen.repository import LocalImage
 from backends.xen.seam import Disk
-from backends.xen.volumes import MARK_BYTES, MIB, PoolPlace
 
 
 class Part(Struct, frozen=True, kw_only=True):

@@ -23,7 +23,8 @@ from backends.xen.errors import Code, Kind, NotYet, Refused
 from backends.xen.fetch import Progress
 from backends.xen.host import Host
 from backends.xen.library import Connection
-from backends.xen.volumes import MIB, PoolPlace, Volume
+from backends.xen.places import MIB, PoolPlace
+from backends.xen.volumes import Volume
 
 T = TypeVar("T")
 

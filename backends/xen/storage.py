@@ -29,12 +29,12 @@ from backends.xen.images import Image
 from backends.xen.library import Connection
 from backends.xen.nodes import Nodes, SeedOf
 from backends.xen.parts import Made, NodeMark
+from backends.xen.places import MIB, Names, PoolPlace
 from backends.xen.pool import HostPool
 from backends.xen.repository import Repository
 from backends.xen.seam import Disk
 from backends.xen.shared import SharedWork, to_the_end
 from backends.xen.storage_settings import StorageSettings
-from backends.xen.volumes import MIB, Names, PoolPlace
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from msgspec import Struct
 from backends.base import SettingProblem
 from backends.xen import images
 from backends.xen.images import ImageSettings
-from backends.xen.volumes import POOL_TYPES, PoolPlace
+from backends.xen.places import POOL_TYPES, PoolPlace
 
 KEYS: Final = frozenset({"storage", "images"})
 """The keys of a pool's settings that are read here."""

@@ -1,17 +1,15 @@
-"""Volumes of a host's storage pool: what libvirt is asked, one closed operation each, and what each type of pool does.
+"""Volumes of a host's storage pool: what libvirt is asked, one closed operation each.
 
-Responsible for the names and the XML of volumes, the table of pool types, and the operations that `Host.call` runs in
-a host's thread. Invariants: an operation leaves no stream open and keeps no libvirt object, so that nothing outlives a
-connection; only names made here are ever deleted. Written and read is in pieces at an offset, each with its own stream
-that is finished, which is where libvirt tells every error. It awaits nothing and decides nothing.
+Responsible for the XML of volumes and pools, and for the operations that `Host.call` runs in a host's thread.
+Invariants: an operation leaves no stream open and keeps no libvirt object, so that nothing outlives a connection.
+Written and read is in pieces at an offset, each with its own stream that is finished, which is where libvirt tells
+every error. It awaits nothing and decides nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 import libvirt
@@ -20,10 +18,7 @@ from msgspec import Struct
 
 from backends.xen.errors import Code
 from backends.xen.library import Connection, Failure, LibvirtError
-
-MIB: Final = 1024 * 1024
-MARK_BYTES: Final = 64 * 1024
-"""The size of a mark, whose presence is what counts; one of a node also says what the node has."""
+from backends.xen.places import PoolPlace as PoolPlace
 
 BLOCK: Final = 64 * 1024
 """What is looked at for zeros; runs of zero blocks are sent as holes."""
@@ -33,46 +28,6 @@ _SPARSE_UP: Final = libvirt.VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM
 _SPARSE_DOWN: Final = libvirt.VIR_STORAGE_VOL_DOWNLOAD_SPARSE_STREAM
 _AT_HOLE: Final = libvirt.VIR_STREAM_RECV_STOP_AT_HOLE
 _ZERO_BLOCK: Final = bytes(BLOCK)
-
-
-class PoolType(Struct, frozen=True, kw_only=True):
-    """What is different between types of pools."""
-
-    block: bool  # volumes are block devices: a new one shows what a deleted one held, and writes are on disk when done
-    overlays: bool  # holds qcow2 files upon others
-    snapshots: bool  # a volume upon another of the same size, made at once
-    build: bool  # making the pool's place destroys nothing
-    shared: bool  # every host sees the same volumes
-    grain: int = 1  # bytes that sizes are rounded up to
-
-    def taken(self, size: int) -> int:
-        """What a volume of so many bytes takes of the pool."""
-        return -(-size // self.grain) * self.grain
-
-
-POOL_TYPES: Final[Mapping[str, PoolType]] = {
-    "dir": PoolType(block=False, overlays=True, snapshots=False, build=True, shared=False),
-    "fs": PoolType(block=False, overlays=True, snapshots=False, build=False, shared=False),
-    "netfs": PoolType(block=False, overlays=True, snapshots=False, build=False, shared=True),
-    "logical": PoolType(block=True, overlays=False, snapshots=True, build=False, shared=False, grain=4 * MIB),
-}
-
-
-class PoolPlace(Struct, frozen=True, kw_only=True):
-    """A storage pool by name, and what it is made of, for a host that has forgotten it."""
-
-    name: str
-    type: str = "dir"
-    path: str = ""  # empty: the pool is the operator's, and is only started
-    source: str = ""  # the volume group, the exported directory
-    device: str = ""  # a device to build the volume group on; the file system's
-    server: str = ""  # of a netfs
-    build: bool = False
-
-    @property
-    def kind(self) -> PoolType:
-        """What this type of pool can do."""
-        return POOL_TYPES[self.type]
 
 
 class Volume(Struct, frozen=True, kw_only=True):
@@ -90,49 +45,6 @@ class Volume(Struct, frozen=True, kw_only=True):
     def stored(self) -> int:
         """How many bytes it holds as it lies there."""
         return self.physical if self.format == "qcow2" else self.capacity
-
-
-class Names(Struct, frozen=True, kw_only=True):
-    """The names of what one broker makes for one of its pools; no other name is ever touched. All are fit for LVM."""
-
-    tag: str
-
-    @classmethod
-    def of(cls, broker_id: str, pool: str) -> Names:
-        """The names of a pool of a broker; others have others, also on the same host."""
-        return cls(tag=hashlib.sha256(json.dumps([broker_id, pool]).encode()).hexdigest()[:8])
-
-    @property
-    def all(self) -> str:
-        """What all of them begin with."""
-        return f"wsb-{self.tag}-"
-
-    @property
-    def bases(self) -> str:
-        """What those of base images begin with."""
-        return f"{self.all}base-"
-
-    def base(self, sha256: str) -> str:
-        """A base's, by its image's checksum."""
-        return f"{self.bases}{sha256[:32]}"
-
-    def node(self, uuid: str) -> str:
-        """What those of a node begin with."""
-        return f"{self.all}{uuid}"
-
-    def part(self, uuid: str, part: int | str) -> str:
-        """A part of a node: disks by number, the seed and others by word."""
-        return f"{self.node(uuid)}-{part}"
-
-
-def mark_of(name: str) -> str:
-    """The name of the volume whose presence says that a base, or a node, is complete."""
-    return f"{name}.ok"
-
-
-def is_mark(name: str) -> bool:
-    """Whether a name is that of a mark."""
-    return name.endswith(".ok")
 
 
 def ready(connection: Connection, place: PoolPlace) -> bool:

@@ -24,11 +24,11 @@ from backends.base import (
     NodeSpec,
     TransientBackendError,
 )
-from backends.xen import storage_settings, volumes
+from backends.xen import places, storage_settings
 from backends.xen.host import Host
+from backends.xen.places import MIB
 from backends.xen.seed import Seed
 from backends.xen.storage import PoolStorage
-from backends.xen.volumes import MIB
 from broker.core.clock import SystemClock
 from tests.support import libvirtd
 from tests.support.libvirtd import POOL, Daemon
@@ -73,7 +73,7 @@ class World:
         return sorted(name.partition(uuid)[2][1:] for name in self.daemons[host].files() if uuid in name)
 
     def bases(self) -> list[str]:
-        return [name for name in self.daemon.files() if "-base-" in name and not volumes.is_mark(name)]
+        return [name for name in self.daemon.files() if "-base-" in name and not places.is_mark(name)]
 
     def disk(self, number: int | str = 0, uuid: str = UUID, host: str = "xen1") -> Path:
         """A file of a node."""

@@ -29,9 +29,9 @@ from backends.xen import storage_settings
 from backends.xen.errors import NotYet
 from backends.xen.host import Host
 from backends.xen.images import Image
+from backends.xen.places import MIB
 from backends.xen.seed import Seed
 from backends.xen.storage import PoolStorage
-from backends.xen.volumes import MIB
 from broker.core.clock import SystemClock
 from tests.support.fake_volumes import OLD, FakeVolume, Machine
 
