@@ -124,7 +124,7 @@ class Pass:
             self._closed |= place.closes
             self._ahead.update(place.pools)
             self._estimated += place.start is not None and not place.held
-            self._keep_back(place.closes, place.pools, place.start)
+            self._keep_back(place.closes, place.start)
 
     def place_of(self, entry: Entry, position: int) -> Place:
         """The place of one that does not begin in this pass."""
@@ -209,11 +209,7 @@ class Pass:
         planned = None
         if heeded or first or (self._estimates and self._estimated < ESTIMATED):
             self._estimated += not heeded
-            window = entry.window_ahead(self._now)
-            there = {name: pool for name, pool in seen.items() if name not in self._never}
-            soonest = min((self._not_before.get(pool, self._now) for pool in where & there.keys()), default=self._now)
-            ahead = replace(window, start=max(window.start, soonest))
-            planned = fits(entry.request, there, ahead, soonest=True) if entry.may_go(there) else None
+            planned = self._soonest(entry, seen, where)
         closes = frozenset(pool for pool, rule in passing.items() if rule is Passing.NOBODY)
         held: tuple[Held, ...] = ()
         pools = frozenset[str]() if planned is None else frozenset(each.pool for each in planned.assignments)
@@ -224,7 +220,7 @@ class Pass:
         elif starved:
             closes = frozenset(where)  # nobody can tell when it will fit: until it does, nobody else is let in
         self._closed |= closes
-        self._keep_back(closes, pools, planned.start if planned is not None else None)
+        self._keep_back(closes, planned.start if planned is not None else None)
         self._ahead.update(pools)
         return Place(
             position=position,
@@ -236,13 +232,32 @@ class Pass:
             starved=starved,
         )
 
-    def _keep_back(self, closes: frozenset[str], pools: frozenset[str], start: datetime | None) -> None:
-        """Whom these pools take nobody before begins then: those behind it no earlier. Where nobody can tell when it
+    def _soonest(self, entry: Entry, seen: Mapping[str, PoolSnapshot], where: frozenset[str]) -> Plan | None:
+        """Its first start: in each pool beside what is kept there for those before it, and not before those whom it
+        must not pass."""
+        window = entry.window_ahead(self._now)
+        opens = {
+            pool: max(window.start, self._not_before.get(pool, window.start))
+            for pool in where
+            if pool not in self._never
+        }
+        found: Plan | None = None
+        for start in sorted(set(opens.values())):
+            if found is not None and found.start <= start:
+                break
+            there = {pool: seen[pool] for pool, at in opens.items() if at <= start}
+            if entry.may_go(there):
+                answer = fits(entry.request, there, replace(window, start=start), soonest=True)
+                found = answer if found is None or (answer is not None and answer.start < found.start) else found
+        return found
+
+    def _keep_back(self, closes: frozenset[str], start: datetime | None) -> None:
+        """Pools that take nobody until somebody begins open for those behind it then; where nobody can tell when it
         begins, nobody can tell of them."""
         if start is None:
             self._never |= closes
         else:
-            self._not_before.update((pool, start) for pool in closes & pools)
+            self._not_before.update((pool, max(start, self._not_before.get(pool, start))) for pool in closes)
 
     def _due(self, uid: str) -> datetime | None:
         """The start that a workspace was told and that came a moment ago; None if there is none."""
