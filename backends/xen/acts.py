@@ -9,7 +9,7 @@ reason is looked into: memory, vcpus, disks. It awaits nothing: waiting for a gu
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
 from msgspec import Struct
@@ -123,7 +123,12 @@ def unpause(connection: Connection, node: Node) -> DomainReading:
 
 def save(connection: Connection, node: Node) -> DomainReading:
     """Brings a guest's memory to the host's disk and ends it; blocks as long as that takes."""
-    return _from(connection, node, SUSPENDED, {RUNNING, PAUSED}, "suspended", lambda found: found.managedSave(0))
+
+    def act(found: Any) -> None:
+        with _may_be_young(node, found, "suspended"):
+            found.managedSave(0)
+
+    return _from(connection, node, SUSPENDED, {RUNNING, PAUSED}, "suspended", act)
 
 
 def ask_to_stop(connection: Connection, node: Node, until: str) -> DomainReading:
@@ -180,7 +185,8 @@ def reboot(connection: Connection, node: Node, *, force: bool, again: bool = Fal
             _try(found.destroy, lambda: not found.isActive())
         _create(found, paused=False)
     else:
-        found.reboot(0)
+        with _may_be_young(node, found, "rebooted"):
+            found.reboot(0)
     return reading.of(found, node.driver)
 
 
@@ -190,7 +196,8 @@ def migrate(connection: Connection, node: Node, target: Connection, uri: str, *,
     if seen.observation is not RUNNING:
         raise _wrong_state(node, seen, "migrated")
     flags = MIGRATE_PERSIST_DEST | MIGRATE_UNDEFINE_SOURCE | (MIGRATE_LIVE if live else 0)
-    found.migrate3(target, {"migrate_uri": uri} if uri else {}, flags)
+    with _may_be_young(node, found, "migrated"):
+        found.migrate3(target, {"migrate_uri": uri} if uri else {}, flags)
 
 
 def keep(connection: Connection, node: Node) -> DomainReading:
@@ -270,6 +277,25 @@ def _try(act: Callable[[], object], reached: Callable[[], bool]) -> None:
     except LibvirtError:
         if not reached():
             raise
+
+
+@contextlib.contextmanager
+def _may_be_young(node: Node, found: Any, word: str) -> Iterator[None]:
+    """What a guest has to help with is refused in its first seconds, as it does not listen yet; Xen gives no reason.
+    While it runs on, the same call may work in a moment."""
+    try:
+        yield
+    except LibvirtError as error:
+        failure = Failure.of(error)
+        if failure.code != Code.INTERNAL or node.driver == "test":
+            raise
+        seen = reading.of(found, node.driver)
+        if seen.observation is not RUNNING:
+            raise
+        raise NotYet(
+            f"domain {seen.name} on {node.host} runs on and was not {word}: {failure.message} (libvirt code "
+            f"{failure.code}); it may not be up yet"
+        ) from None
 
 
 def _wrong_state(node: Node, seen: DomainReading, word: str) -> Exception:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from backends.base import (
 
 pytest.importorskip("libvirt", reason="libvirt-python is not installed")
 
-from backends.xen import domain
+from backends.xen import acts, domain
+from backends.xen.acts import Node
 from backends.xen.host import Host
+from backends.xen.library import LibvirtError
 from backends.xen.seam import Disk
-from tests.support.libvirt_pool import Machines, ShiftedClock, node, pool
+from tests.support.libvirt_pool import Machines, ShiftedClock, Wire, node, pool
 
 RUNNING, PAUSED, SUSPENDED = Observation.RUNNING, Observation.PAUSED, Observation.SUSPENDED
 OFF, ABSENT = Observation.OFF, Observation.ABSENT
@@ -397,6 +400,28 @@ async def test_a_guest_stands_still_while_its_disk_is_saved(with_disks: Backend,
     with pytest.raises(BackendRejected):
         await do(with_disks, Action.SAVE, image_name="new")
     assert await seen(with_disks) is (RUNNING if running else OFF), "also when that fails"
+
+
+@pytest.mark.parametrize(
+    ("call", "act"),
+    [
+        ("managedSave", acts.save),
+        ("reboot", partial(acts.reboot, force=False)),
+        ("migrate3", partial(acts.migrate, target=None, uri="", live=False)),
+    ],
+)
+async def test_a_guest_in_its_first_seconds_is_asked_again(
+    backend: Backend, machines: Machines, call: str, act: Callable[..., object]
+) -> None:
+    await do(backend, Action.CREATE)
+    on_xen = Node(uuid=UUID, identity=node().identity, host="host-1", driver="xen")
+    machines.faults.fail(call, 1, "Failed to save domain '7' with libxenlight")
+    with pytest.raises(TransientBackendError, match="it may not be up yet") as refused:
+        act(Wire(machines.of(1), machines.faults), on_xen)
+    assert refused.value.answered
+    machines.faults.fail(call, 9, "No space left on device")
+    with pytest.raises(LibvirtError):
+        act(Wire(machines.of(1), machines.faults), on_xen)
 
 
 # Moving
