@@ -26,6 +26,7 @@ from broker.core.model import Cause, State
 from broker.core.placement import Plan, PoolSnapshot, Window, fits, held_amounts
 from broker.core.policies import Passing, PolicySet
 from broker.core.slots import POOL_ROW, Slot
+from broker.core.sweep import IntArray
 from broker.engine.tasks import begin
 from broker.placing import hosts_of, set_request, snapshots, snapshots_for_their_own
 from broker.pools import Pool
@@ -186,11 +187,11 @@ class Pass:
         answer = fits(entry.request, there, entry.window(self._now)) if entry.may_go(there) else None
         if answer is None:
             return None
-        return Place(position=position, start=self._now, held=self._keep(entry, answer, seen), heeded=True)
+        held = self._keep(_slots(entry, answer, seen))
+        return Place(position=position, start=self._now, held=held, heeded=True)
 
-    def _keep(self, entry: Entry, answer: Plan, seen: Mapping[str, PoolSnapshot]) -> tuple[Held, ...]:
+    def _keep(self, held: tuple[Held, ...]) -> tuple[Held, ...]:
         """Holds what a plan would take, until the pass is over; returns it."""
-        held = _slots(entry, answer, seen)
         put_on(self._book, held)
         self._held.extend(held)
         return held
@@ -212,11 +213,13 @@ class Pass:
             planned = self._soonest(entry, seen, where)
         closes = frozenset(pool for pool, rule in passing.items() if rule is Passing.NOBODY)
         held: tuple[Held, ...] = ()
-        pools = frozenset[str]() if planned is None else frozenset(each.pool for each in planned.assignments)
+        pools = frozenset[str]()
         if planned is not None:
+            wanted = self._as_told(entry, planned, _slots(entry, planned, seen), seen)
+            pools = frozenset(pool for pool, _ in wanted) or frozenset(each.pool for each in planned.assignments)
             heeded = starved or any(passing.get(pool) is Passing.UNHURT for pool in pools)
             if heeded or pools & closes:
-                held = self._keep(entry, planned, seen)
+                held = self._keep(wanted)
         elif starved:
             closes = frozenset(where)  # nobody can tell when it will fit: until it does, nobody else is let in
         self._closed |= closes
@@ -250,6 +253,19 @@ class Pass:
                 answer = fits(entry.request, there, replace(window, start=start), soonest=True)
                 found = answer if found is None or (answer is not None and answer.start < found.start) else found
         return found
+
+    def _as_told(
+        self, entry: Entry, planned: Plan, wanted: tuple[Held, ...], seen: Mapping[str, PoolSnapshot]
+    ) -> tuple[Held, ...]:
+        """What it would hold: of what a plan gives it and where it was told before, the latter if it can begin there as
+        soon. Those behind it were let in beside that."""
+        told = self._told.get(entry.workspace.uid, NOWHERE).held
+        moved = tuple((pool, replace(slot, start=planned.prepare, end=planned.end)) for pool, slot in told)
+        if not told or moved == wanted or _totals(moved) != _totals(wanted):
+            return wanted
+        late = any(self._not_before.get(pool, planned.start) > planned.start for pool, _ in moved)
+        shut = any(pool in self._never or seen[pool].draining or not seen[pool].reachable for pool, _ in moved)
+        return wanted if late or shut or not _room_for(moved, seen, self._now) else moved
 
     def _keep_back(self, closes: frozenset[str], start: datetime | None) -> None:
         """Pools that take nobody until somebody begins open for those behind it then; where nobody can tell when it
@@ -291,6 +307,37 @@ def holding(book: Book, places: Sequence[Place]) -> Iterator[None]:
         yield
     finally:
         take_off(book, held)
+
+
+def _totals(held: Iterable[Held]) -> Counter[str]:
+    """What slots hold together."""
+    totals: Counter[str] = Counter()
+    for _, slot in held:
+        totals.update(slot.amounts)
+    return totals
+
+
+def _room_for(held: Iterable[Held], seen: Mapping[str, PoolSnapshot], now: datetime) -> bool:
+    """Whether there is room for slots of one and the same time, on hosts that are in service."""
+    peaks: dict[str, IntArray] = {}
+    for pool, slot in held:
+        snapshot = seen[pool]
+        slots, hosts = snapshot.slots, snapshot.hosts
+        if pool not in peaks:
+            peaks[pool] = slots.peak(slot.start, slot.end, now)
+        at = hosts.rows.get(slot.host)
+        if slot.host != POOL_ROW and (at is None or not hosts.usable[at]):
+            return False
+        for name, amount in slot.amounts.items():
+            if at is not None:
+                there = int(hosts.room[hosts.columns[name], at]) if name in hosts.columns else 0
+            elif name in snapshot.pool_totals:
+                there = snapshot.pool_totals[name] - snapshot.pool_foreign.get(name, 0)
+            else:
+                continue  # addresses that nobody counts
+            if amount > there - int(peaks[pool][slots.column(name), slots.host_row(slot.host)]):
+                return False
+    return True
 
 
 def _slots(entry: Entry, planned: Plan, seen: Mapping[str, PoolSnapshot]) -> tuple[Held, ...]:
