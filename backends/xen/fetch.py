@@ -44,7 +44,7 @@ async def fetch(
     except (httpx.TooManyRedirects, httpx.UnsupportedProtocol) as error:
         raise BackendRejected(f"{url}: {error}") from None
     except httpx.HTTPError as error:
-        raise TransientBackendError(f"{url}: {error or type(error).__name__}") from None
+        raise TransientBackendError(f"{url}: {str(error) or type(error).__name__}") from None
     except OSError as error:
         raise of_os(f"{url} could not be stored in {path}", error) from None
 
