@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from backends.base import (
     Action,
@@ -201,3 +202,36 @@ async def test_a_domain_whose_tag_somebody_took_is_left_alone(backend: LibvirtBa
             await ask
         assert left_alone.value.answered
     assert domain.isActive()
+
+
+async def test_one_machine_under_two_uris_is_a_warning(machines: Machines, tmp_path: Path) -> None:
+    def seem(uuid: str, hostname: str, number: int) -> None:
+        uri = f"test://{tmp_path}/host-{number}.xml"
+        real, facts = machines.opened[uri]
+        machines.opened[uri] = real, replace(facts, driver="xen", uuid=uuid, hostname=hostname)
+
+    async def warnings() -> tuple[str, ...]:
+        async with pool(tmp_path, machines) as backend:
+            return (await backend.inventory()).warnings
+
+    assert await warnings() == ()
+    for one, other, same in [
+        (("u", "a"), ("u", "b"), True),
+        (("", "a"), ("", "a"), True),
+        (("u", "a"), ("v", "a"), False),  # machines of one installation
+        (("u", "a"), ("v", "b"), False),
+    ]:
+        seem(*one, 1)
+        seem(*other, 2)
+        said = await warnings()
+        assert bool(said) == same
+        assert not same or "hosts host-1 and host-2 seem to be one machine" in said[0]
+
+
+async def test_some_memory_of_a_xen_host_is_promised_to_nobody(machines: Machines, tmp_path: Path) -> None:
+    async with pool(tmp_path, machines) as backend:
+        assert (await hosts(backend))["host-1"].total["memory"] == 4096
+    uri = f"test://{tmp_path}/host-1.xml"
+    machines.opened[uri] = machines.opened[uri][0], replace(machines.opened[uri][1], driver="xen")
+    async with pool(tmp_path, machines) as backend:
+        assert (await hosts(backend))["host-1"].total["memory"] == 4096 - 256

@@ -306,6 +306,15 @@ async def test_a_guest_that_was_started_again_is_not_ended(
     assert await seen(backend) is RUNNING
 
 
+async def test_only_the_stop_that_is_overdue_ends_a_guest(backend: Backend, machines: Machines) -> None:
+    await do(backend, Action.CREATE)
+    machines.faults.answer("shutdown", 0)
+    await do(backend, Action.STOP)
+    this = Node(uuid=UUID, identity=node().identity, host="host-1", driver="test")
+    acts.end(machines.of(1), this, overdue="2026-01-01T00:00:00+00:00")  # noted by an earlier stop
+    assert machines.state(1, UUID) == "running"
+
+
 async def test_a_stop_that_is_repeated_gives_no_more_time(backend: Backend, machines: Machines) -> None:
     await do(backend, Action.CREATE)
     machines.faults.add("shutdown", ignore)
