@@ -191,7 +191,8 @@ class Bases:
 
     async def _finish(self, pool: HostPool, name: str, form: Format) -> Volume:
         """Sets the mark upon a base that was written whole."""
-        await pool.refresh()  # only then is the format known
+        if not pool.place.kind.block:
+            await pool.refresh()  # only then is the format known
         volume = await pool.volume(name)
         if volume is None or (volume.format != form and Format.QCOW2 in (volume.format, form)):
             seen = "gone" if volume is None else f"taken for {volume.format}"

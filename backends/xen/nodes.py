@@ -54,6 +54,7 @@ class Nodes:
         """Makes all volumes of a node; what is complete is left as it is."""
         if await self.complete(pool, uuid) is not None:
             return
+        await pool.refresh()  # what somebody removed by hand is still listed, bases too
         await self.remove(pool, uuid)
         try:
             async with AsyncExitStack() as held:
@@ -119,11 +120,18 @@ class Nodes:
 
     async def complete(self, pool: HostPool, uuid: str) -> NodeMark | None:
         """The node's mark, if it and all volumes that it names are there."""
-        there = {volume.name for volume in await pool.volumes(self._names.node(uuid))}
         name = mark_of(self._names.node(uuid))
+        there = {volume.name for volume in await pool.volumes(self._names.node(uuid))}
         if name not in there:
             return None
-        mark = NodeMark.decoded(await pool.read(name, MARK_BYTES), uuid)
+        try:
+            data = await pool.read(name, MARK_BYTES)
+        except Refused:
+            await pool.refresh()  # what somebody removed by hand is still listed
+            if await pool.volume(name) is None:
+                return None
+            raise
+        mark = NodeMark.decoded(data, uuid)
         return mark if mark is not None and there.issuperset(made.volume for made in mark.made) else None
 
     async def marked(self, pool: HostPool, uuid: str) -> NodeMark:

@@ -1,26 +1,26 @@
 """The storage pool of one host, awaited: what `volumes` does, cut so that no call keeps the host's others waiting.
 
-Responsible for copies in pieces of about a second, with progress and bounded memory, and for a pool that a restarted
-host has forgotten. Invariants: whatever changes the pool runs in the host's one thread for transfers, in the order
-asked for, also what was asked for by somebody who was cancelled meanwhile: a removal asked for afterwards comes
-afterwards. A block device is written from its first byte to its last, so that nothing of a deleted one shows. It
-decides nothing about what is kept.
+Responsible for copies in pieces of about two seconds, with progress and bounded memory, and for a pool that a
+restarted host has forgotten. A piece is not made smaller than need be: after each that was written libvirt looks at
+the whole pool, which takes most of a second on a slow host. Invariants: whatever changes the pool runs in the host's
+one thread for transfers, in the order asked for, also what was asked for by somebody who was cancelled meanwhile: a
+removal asked for afterwards comes afterwards. A block device is written from its first byte to its last, so that
+nothing of a deleted one shows. It decides nothing about what is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
 from backends.base import BackendClock, BackendRejected
 from backends.xen import volumes
 from backends.xen.errors import Code, Kind, NotYet, Refused
-from backends.xen.fetch import Progress
+from backends.xen.fetch import Progress, of_os
 from backends.xen.host import Host
 from backends.xen.library import Connection
 from backends.xen.places import MIB, PoolPlace
@@ -28,11 +28,13 @@ from backends.xen.volumes import Volume
 
 T = TypeVar("T")
 
-_SECONDS: Final = 1.0
+_SECONDS: Final = 2.0
 """How long a piece is to take."""
-_FIRST: Final = 2 * MIB
-_MOST: Final = 16 * MIB  # of a piece that is held in memory
-_MOST_ZEROS: Final = 512 * MIB
+_CHUNK: Final = MIB  # what is read of a file at a time
+_FIRST: Final = 4 * MIB
+_MOST: Final = 32 * MIB  # of a piece that is held in memory
+_FIRST_ZEROS: Final = 64 * MIB
+_MOST_ZEROS: Final = 1024 * MIB
 _SLOWEST: Final = MIB
 """Bytes a second: a copy within a host that is slower than that is taken for stuck."""
 
@@ -40,8 +42,8 @@ _SLOWEST: Final = MIB
 class _Pace:
     """The size of the next piece, by how long those before it took."""
 
-    def __init__(self, most: int) -> None:
-        self.size = _FIRST
+    def __init__(self, first: int = _FIRST, most: int = _MOST) -> None:
+        self.size = first
         self._most = most
 
     def took(self, seconds: float) -> None:
@@ -129,7 +131,7 @@ class HostPool:
 
     async def zero(self, volume: Volume, offset: int = 0) -> None:
         """Fills a block device with zeros from there to its end; a new file reads as zeros anyway."""
-        pace = _Pace(_MOST_ZEROS)
+        pace = _Pace(_FIRST_ZEROS, _MOST_ZEROS)
         while self.place.kind.block and offset < volume.capacity:
             size = min(pace.size, volume.capacity - offset)
             wipe = partial(volumes.zero, name=volume.name, offset=offset, length=size)
@@ -139,26 +141,33 @@ class HostPool:
     async def upload(self, volume: Volume, path: Path, size: int, progress: Progress) -> str:
         """Writes a file into a new volume; returns the SHA-256 of what was written."""
         digest = hashlib.sha256()
-        pace = _Pace(_MOST)
         offset = 0
-        file = await asyncio.to_thread(os.open, path, os.O_RDONLY)
-        try:
-            while offset < size:
-                data = await asyncio.to_thread(_read, file, min(pace.size, size - offset), offset, digest.update)
-                if not data:
-                    raise BackendRejected(f"{path} ended after {offset} of {size} bytes: somebody changed it")
-                await self._write(volume, offset, data, pace)
-                offset += len(data)
-                progress(offset, size)
-        finally:
-            os.close(file)
+        while offset < size:
+            # Opened for each piece: one that goes on after a cancellation shares nothing with anybody.
+            def piece(connection: Connection, place: PoolPlace, begin: int = offset) -> int:
+                end = self._clock.monotonic() + _SECONDS
+                with path.open("rb") as file:
+                    file.seek(begin)
+                    chunks = _chunks(file, size - begin, digest.update)
+                    return volumes.write_some(
+                        connection, place, volume.name, begin, chunks, lambda: self._clock.monotonic() > end
+                    )
+
+            try:
+                reached = await self._change(f"writing volume {volume.name}", piece)
+            except OSError as error:
+                raise BackendRejected(f"{path} cannot be read: {error.strerror or error}") from None
+            if reached == offset:
+                raise BackendRejected(f"{path} ended after {offset} of {size} bytes: somebody changed it")
+            offset = reached
+            progress(offset, size)
         await self.zero(volume, size)
         return digest.hexdigest()
 
     async def store(self, volume: Volume, data: bytes) -> None:
-        """Writes a few bytes as a new volume's content."""
-        await self._write(volume, 0, data, _Pace(_MOST))
-        await self.zero(volume, len(data))
+        """Writes a few bytes as a new volume's content, and zeros behind them."""
+        zeros = volume.capacity - len(data) if self.place.kind.block else 0
+        await self._write(volume, 0, data, _Pace(), zeros)
 
     async def read(self, name: str, length: int) -> bytes:
         """The first few bytes of a volume."""
@@ -167,28 +176,27 @@ class HostPool:
     async def download(self, name: str, path: Path, size: int, progress: Progress) -> str:
         """Copies the first bytes of a volume to a new file; returns their SHA-256."""
         digest = hashlib.sha256()
-        file = await asyncio.to_thread(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+        async def keep(offset: int, data: bytes) -> None:
+            await asyncio.to_thread(_keep, path, offset, data, digest.update)
+            progress(offset + len(data), size)
+
         try:
-
-            async def keep(offset: int, data: bytes) -> None:
-                await asyncio.to_thread(_keep, file, offset, data, digest.update)
-                progress(offset + len(data), size)
-
+            await asyncio.to_thread(_create, path, size)
             await self._pieces(name, size, keep)
-            await asyncio.to_thread(os.truncate, file, size)
-        finally:
-            os.close(file)
+        except OSError as error:
+            raise of_os(f"volume {name} could not be stored in {path}", error) from None
         return digest.hexdigest()
 
     async def copy_to(self, target: HostPool, name: str, size: int, volume: Volume) -> None:
         """Copies the first bytes of a volume into a new one on another host."""
-        pace = _Pace(_MOST)
+        pace = _Pace()
         await self._pieces(name, size, lambda offset, data: target._write(volume, offset, data, pace))
         await target.zero(volume, size)
 
     async def _pieces(self, name: str, size: int, keep: Callable[[int, bytes], Awaitable[None]]) -> None:
         """Reads a volume piece by piece, and has each kept before the next is read."""
-        pace = _Pace(_MOST)
+        pace = _Pace()
         offset = 0
         while offset < size:
             wanted = min(pace.size, size - offset)
@@ -199,8 +207,8 @@ class HostPool:
             await keep(offset, data)
             offset += wanted
 
-    async def _write(self, volume: Volume, offset: int, data: bytes, pace: _Pace) -> None:
-        piece = partial(volumes.write, name=volume.name, offset=offset, data=data)
+    async def _write(self, volume: Volume, offset: int, data: bytes, pace: _Pace, zeros: int = 0) -> None:
+        piece = partial(volumes.write, name=volume.name, offset=offset, data=data, zeros=zeros)
         await self._piece(f"writing volume {volume.name}", pace, piece)
 
     async def _piece(self, what: str, pace: _Pace, operation: Callable[[Connection, PoolPlace], T]) -> T:
@@ -226,15 +234,24 @@ class HostPool:
         )
 
 
-def _read(file: int, size: int, offset: int, update: Callable[[bytes], object]) -> bytes:
-    data = os.pread(file, size, offset)
-    update(data)
-    return data
+def _chunks(file: BinaryIO, size: int, update: Callable[[bytes], object]) -> Iterator[bytes]:
+    """So many bytes of a file, less where it ends."""
+    while size and (chunk := file.read(min(_CHUNK, size))):
+        update(chunk)
+        yield chunk
+        size -= len(chunk)
 
 
-def _keep(file: int, offset: int, data: bytes, update: Callable[[bytes], object]) -> None:
+def _create(path: Path, size: int) -> None:
+    with path.open("xb") as file:
+        file.truncate(size)
+
+
+def _keep(path: Path, offset: int, data: bytes, update: Callable[[bytes], object]) -> None:
     """Writes a piece of a new file, its zeros as holes."""
     update(data)
-    for begin, end, hole in volumes.runs(data):
-        while not hole and begin < end:
-            begin += os.pwrite(file, data[begin:end], offset + begin)
+    with path.open("r+b") as file:
+        for begin, end, hole in volumes.runs(data):
+            if not hole:
+                file.seek(offset + begin)
+                file.write(data[begin:end])

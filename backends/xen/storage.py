@@ -137,6 +137,7 @@ class PoolStorage:
     async def present(self, host: Host, spec: NodeSpec, uuid: str) -> bool:
         pool = self._pool(host)
         await self._ready(pool)
+        await pool.refresh()  # a guest that is sent to a disk that is only listed stays frozen
         return await self._volumes.complete(pool, uuid) is not None
 
     async def disks(self, host: Host, spec: NodeSpec, uuid: str) -> Sequence[Disk]:

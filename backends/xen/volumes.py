@@ -9,7 +9,7 @@ every error. It awaits nothing and decides nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import libvirt
@@ -136,16 +136,32 @@ def delete(connection: Connection, place: PoolPlace, name: str) -> None:
         _find(connection, place, name).delete(0)
 
 
-def write(connection: Connection, place: PoolPlace, name: str, offset: int, data: bytes) -> None:
-    """Writes a piece. In a file nothing of worth may lie behind it: a hole cuts it off there."""
+def write(connection: Connection, place: PoolPlace, name: str, offset: int, data: bytes, zeros: int = 0) -> None:
+    """Writes a piece, and so many zeros behind it. In a file nothing of worth may lie there: a hole cuts it off."""
     with _stream(connection) as stream:
-        _find(connection, place, name).upload(stream, offset, len(data), _SPARSE_UP)
-        for begin, end, hole in runs(data):
-            if hole:
-                stream.sendHole(end - begin)
-                continue
-            while begin < end:
-                begin += stream.send(data[begin : min(end, begin + _CHUNK)])
+        _find(connection, place, name).upload(stream, offset, len(data) + zeros, _SPARSE_UP)
+        _send(stream, data)
+        if zeros:
+            stream.sendHole(zeros)
+
+
+def write_some(
+    connection: Connection,
+    place: PoolPlace,
+    name: str,
+    offset: int,
+    chunks: Iterator[bytes],
+    enough: Callable[[], bool],
+) -> int:
+    """Writes chunks from there on until there are no more, or it is enough for one call; returns where it stopped."""
+    with _stream(connection) as stream:
+        _find(connection, place, name).upload(stream, offset, 0, _SPARSE_UP)
+        for chunk in chunks:
+            _send(stream, chunk)
+            offset += len(chunk)
+            if enough():
+                break
+    return offset
 
 
 def zero(connection: Connection, place: PoolPlace, name: str, offset: int, length: int) -> None:
@@ -184,6 +200,15 @@ def runs(data: bytes) -> Iterator[tuple[int, int, bool]]:
         hole = zeros
     if data:
         yield begin, len(data), hole
+
+
+def _send(stream: Any, data: bytes) -> None:
+    for begin, end, hole in runs(data):
+        if hole:
+            stream.sendHole(end - begin)
+            continue
+        while begin < end:
+            begin += stream.send(data[begin : min(end, begin + _CHUNK)])
 
 
 def _find(connection: Connection, place: PoolPlace, name: str) -> Any:

@@ -31,6 +31,7 @@ from backends.xen.seed import Seed
 from backends.xen.storage import PoolStorage
 from broker.core.clock import SystemClock
 from tests.support import libvirtd
+from tests.support.fake_volumes import Hurried
 from tests.support.libvirtd import POOL, Daemon
 
 pytestmark = pytest.mark.skipif(libvirtd.missing(), reason=libvirtd.SKIP)
@@ -112,7 +113,7 @@ async def started(
     )
     assert found is not None
     assert not problems
-    context = BackendContext(pool="lab", broker_id="b", clock=clock, base_directory=str(directory))
+    context = BackendContext(pool="lab", broker_id="b", clock=Hurried(), base_directory=str(directory))
     try:
         for name, daemon in world.daemons.items():
             daemon.start()

@@ -33,7 +33,7 @@ from backends.xen.places import MIB
 from backends.xen.seed import Seed
 from backends.xen.storage import PoolStorage
 from broker.core.clock import SystemClock
-from tests.support.fake_volumes import OLD, FakeVolume, Machine
+from tests.support.fake_volumes import OLD, FakeVolume, Hurried, Machine
 
 UUID = "6f1f6a0e-6d0b-5d0c-9a7e-3a1f0f3e9c55"
 OTHER = "6f1f6a0e-6d0b-5d0c-9a7e-3a1f0f3e9c56"
@@ -125,7 +125,7 @@ async def started(directory: Path, type: str, **settings: object) -> AsyncIterat
         await world.answers(name)
     world.storage = PoolStorage(
         found,
-        BackendContext(pool="lab", broker_id="b", clock=clock, base_directory=str(directory)),
+        BackendContext(pool="lab", broker_id="b", clock=Hurried(), base_directory=str(directory)),
         world.hosts.get,
         lambda node, uuid: Seed(instance_id=uuid, host_name=node.name, user_data=node.user_data),
     )
