@@ -332,6 +332,25 @@ async def test_unpropagate_waits_for_a_cancelled_propagate_to_be_undone(world: W
     assert world.node() == {}
 
 
+async def test_an_end_ends_a_propagate_that_nobody_cancelled(world: World) -> None:
+    loop, ending = asyncio.get_running_loop(), list[asyncio.Task[None]]()
+
+    def end(call: str) -> None:
+        if "-base-" in call and not ending:
+            asyncio.run_coroutine_threadsafe(begin(), loop).result(10)
+
+    async def begin() -> None:
+        ending.append(asyncio.create_task(world.storage.unpropagate(world.host, UUID)))
+        await asyncio.sleep(0)
+
+    world.machine.on_call = end
+    with pytest.raises(asyncio.CancelledError):
+        await make(world)
+    await ending[0]
+    await world.settled()
+    assert world.machine.volumes == {}
+
+
 async def _wait(go: asyncio.Event) -> None:
     await go.wait()
 
@@ -385,22 +404,19 @@ async def test_an_image_larger_than_the_pool_is_refused_before_it_is_sent(world:
     assert world.machine.calls == []
 
 
-async def test_the_cache_lets_go_of_the_base_used_longest_ago(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["one", "two"])
+async def test_the_cache_lets_go_of_the_base_used_longest_ago(tmp_path: Path, kept: str) -> None:
     async with started(tmp_path, "dir", cache_limit=3) as world:
-        for name in ("one", "two", "three"):
-            write_image(world, name, IMAGE + name.encode().ljust(512))
-        sums = {
-            name: hashlib.sha256(IMAGE + name.encode().ljust(512)).hexdigest()[:8] + "+"
-            for name in ("one", "two", "three")
-        }
-        await make(world, wanted=spec(image="one"))
-        await make(world, OTHER, spec(image="two"))
-        await world.storage.unpropagate(world.host, UUID)
-        await make(world, UUID, spec(image="one"))  # used again
+        contents = {name: IMAGE + name.encode().ljust(512) for name in ("one", "two", "three")}
+        for name, data in contents.items():
+            write_image(world, name, data)
+        sums = {name: hashlib.sha256(data).hexdigest()[:8] + "+" for name, data in contents.items()}
+        for name in ("one", "two", kept):
+            await make(world, wanted=spec(image=name))
+            await world.storage.unpropagate(world.host, UUID)
         assert world.bases() == sorted([sums["one"], sums["two"]])
-        await world.storage.unpropagate(world.host, OTHER)
-        await make(world, OTHER, spec(image="three"))
-        assert world.bases() == sorted([sums["one"], sums["three"]])
+        await make(world, wanted=spec(image="three"))
+        assert world.bases() == sorted([sums[kept], sums["three"]])
 
 
 async def test_a_base_that_overlays_are_upon_stays(tmp_path: Path) -> None:
