@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -59,8 +60,8 @@ class Daemon:
             assert self.keeper.stdout is not None
             assert self.keeper.stdout.read(1) == b"\n"
             self.keeper.stdout.close()
-        socket = self.directory / "run/libvirt/libvirt-sock"
-        socket.unlink(missing_ok=True)
+        path = self.directory / "run/libvirt/libvirt-sock"
+        path.unlink(missing_ok=True)
         environment = {"PATH": os.environ["PATH"], "HOME": f"{self.directory}/home"}
         environment["XDG_RUNTIME_DIR"] = f"{self.directory}/run"
         drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
@@ -72,7 +73,7 @@ class Daemon:
                 stderr=log,
             )
         end = time.monotonic() + 30
-        while not socket.exists():
+        while not _listens(path):
             assert self.process.poll() is None, (self.directory / "log").read_text()
             assert time.monotonic() < end, "libvirtd does not listen"
             time.sleep(0.02)
@@ -114,3 +115,9 @@ class Daemon:
         connection.setKeepAlive(5, 3)
         connection.registerCloseCallback(lambda _, reason, __: closed(f"reason {reason}"), None)
         return connection, Facts(driver=self.driver, arch="x86_64")
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody accepts connections there; a socket is seen before that."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        return asking.connect_ex(str(path)) == 0
