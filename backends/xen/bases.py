@@ -76,6 +76,11 @@ class Bases:
                 raise BackendRejected(f"{path} would be {made.path} on {target.host.name}", host_fault=True)
             yield
 
+    async def held_by(self, pool: HostPool) -> set[str]:
+        """The names of the bases that are complete there."""
+        there = {volume.name for volume in await pool.volumes(self._names.bases)}
+        return {name for name in there if mark_of(name) in there}
+
     async def make_room(self, pool: HostPool, size: int, what: str) -> None:
         """Lets go of bases until the pool has so many bytes free. Raises BackendRejected where it never will."""
         async with self._making_room[pool.where]:

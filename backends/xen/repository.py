@@ -99,6 +99,13 @@ class Repository:
             observed.setdefault(name, ObservedImage(name=name, ready=False))
         return tuple(observed[name] for name in sorted(observed)), problems
 
+    async def sums(self) -> dict[str, str]:
+        """The checksums of images by name, as far as they are known."""
+        known, _ = await asyncio.to_thread(self._known)
+        seen = {path: found for (path, _, _), found in self._sums.items()}
+        found = {name: image.sha256 or seen.get(image.file, "") for name, image in known.items()}
+        return {name: digest for name, digest in found.items() if digest}
+
     async def find(self, name: str) -> Image:
         """The image of a name. Raises BackendRejected naming those there are."""
         known, problems = await asyncio.to_thread(self._known)

@@ -115,6 +115,15 @@ class PoolStorage:
         ours = sum(volume.allocation for volume in await pool.volumes(self._names.all))
         return max(0, total // MIB - self._settings.cache_limit), max(0, allocated - ours) // MIB
 
+    async def cached(self, host: Host) -> frozenset[str]:
+        """The images whose base the host has: a node of one is there sooner."""
+        pool = self._pool(host)
+        await self._ready(pool)
+        bases = await self._bases.held_by(pool)
+        return frozenset(
+            name for name, digest in (await self.repository.sums()).items() if self._names.base(digest) in bases
+        )
+
     async def propagate(self, host: Host, spec: NodeSpec, uuid: str) -> None:
         pool = self._pool(host)
         with _repeatable(host):

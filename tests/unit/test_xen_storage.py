@@ -419,6 +419,19 @@ async def test_the_cache_lets_go_of_the_base_used_longest_ago(tmp_path: Path, ke
         assert world.bases() == sorted([sums[kept], sums["three"]])
 
 
+async def test_which_images_a_host_has(world: World) -> None:
+    write_image(world, "unsummed", IMAGE[::-1])
+    write_image(world, "elsewhere", IMAGE + bytes(512), sha256=hashlib.sha256(IMAGE + bytes(512)).hexdigest())
+    assert await world.storage.cached(world.host) == frozenset()
+    await make(world)
+    await make(world, OTHER, spec(image="unsummed"))
+    assert await world.storage.cached(world.host) == {"debian", "unsummed"}
+    assert await world.storage.cached(world.hosts["xen2"]) == frozenset()
+    mark = next(name for name in world.machine.volumes if "-base-" in name and name.endswith(".ok"))
+    del world.machine.volumes[mark]
+    assert len(await world.storage.cached(world.host)) == 1
+
+
 async def test_a_base_that_overlays_are_upon_stays(tmp_path: Path) -> None:
     async with started(tmp_path, "dir", cache_limit=2, driver="qemu") as world:
         write_image(world, "other", IMAGE[::-1])
