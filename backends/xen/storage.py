@@ -9,6 +9,7 @@ before anything else is done for that node. A pool that a restarted host has for
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 _REFRESH_SECONDS: Final = 60.0
 """How old the sizes of a pool may be: the host counts what others do to it only when asked to look again."""
+
+_CLOSE_SECONDS: Final = 10.0
 
 
 class PoolStorage:
@@ -92,7 +95,16 @@ class PoolStorage:
         await self.repository.open()
 
     async def close(self) -> None:
-        """Gives up everything under way, and cleans up after it as far as the hosts answer."""
+        """Gives up everything under way and cleans up after it, as far as the hosts answer soon. What waits for a call
+        that takes longer fails when its host is closed; its volumes have no mark."""
+        closing = asyncio.ensure_future(self._close())
+        sleeper = asyncio.ensure_future(self._clock.sleep(_CLOSE_SECONDS))
+        try:
+            await asyncio.wait({closing, sleeper}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeper.cancel()
+
+    async def _close(self) -> None:
         await self._nodes.close()
         await self._bases.close()
         await self.repository.close()

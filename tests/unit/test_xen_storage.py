@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -347,6 +348,42 @@ async def test_an_end_ends_a_propagate_that_nobody_cancelled(world: World) -> No
     with pytest.raises(asyncio.CancelledError):
         await make(world)
     await ending[0]
+    await world.settled()
+    assert world.machine.volumes == {}
+
+
+async def test_closing_cleans_up(world: World) -> None:
+    loop = asyncio.get_running_loop()
+    reached = asyncio.Event()
+
+    def note(call: str) -> None:
+        loop.call_soon_threadsafe(reached.set)
+
+    world.machine.on_call = note
+    making = asyncio.create_task(make(world))
+    await reached.wait()
+    await world.storage.close()
+    assert world.machine.volumes == {}
+    with pytest.raises(asyncio.CancelledError):
+        await making
+
+
+async def test_closing_does_not_wait_for_a_call_that_takes_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, reached, loop = threading.Event(), asyncio.Event(), asyncio.get_running_loop()
+
+    def block(call: str) -> None:
+        loop.call_soon_threadsafe(reached.set)
+        assert go.wait(20)
+
+    monkeypatch.setattr("backends.xen.storage._CLOSE_SECONDS", 0.01)
+    world.machine.on_call = block
+    making = asyncio.create_task(make(world))
+    await reached.wait()
+    await world.storage.close()
+    assert not go.is_set()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await making
     await world.settled()
     assert world.machine.volumes == {}
 
