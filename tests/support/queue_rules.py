@@ -1,7 +1,7 @@
 """What the queue must keep to, worked out again from records alone, the plain way; checked after every change.
 
-Order, room and the earliest start are the documents' words as loops; nothing here asks the modules under test, but for
-the planned starts that are told, which are compared with what was told before.
+Nothing here asks the modules under test (see queue_model.py), but for the planned starts that are told, which are
+compared with what was told before.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ from typing import Final
 from broker.core.errors import BrokerError, Reason
 from broker.core.model import FINAL, State, Workspace
 from broker.core.requests import WorkspaceRequest
-from tests.support.naive_room import FAR, Ledger, exists
-from tests.support.queue_broker import MOMENT, QueueBroker, overdue, waits
+from tests.support.naive_room import FAR, Ledger
+from tests.support.queue_broker import MOMENT, QueueBroker, waits
+from tests.support.queue_model import INSTANT, RESOURCES, QueueModel, brief, told
 
-RESOURCES: Final = ("cpu", "memory")
 TOLERANCE: Final = 2 * MOMENT
 """VMs are seen gone a moment after the end of their lease."""
-
-INSTANT: Final = timedelta(microseconds=1)
-MOVING: Final = frozenset({State.STARTING, State.SUSPENDING, State.RESUMING, State.STOPPING, State.TERMINATING})
 
 
 @dataclass(frozen=True)
@@ -42,10 +39,12 @@ class Waiter:
 
     workspace: Workspace
     position: int
-    start: datetime | None  # as it is told
+    start: datetime | None  # as it was told
+    planned: datetime | None  # as things stand
     ready: bool  # nothing but room keeps it waiting
     starved: bool
     shut: bool  # it was starved when its start was told
+    heeded: bool  # nobody who comes later may put it off
 
 
 @dataclass
@@ -67,22 +66,18 @@ class Happened:
     spared: bool = False  # somebody who was to give way need not
 
 
-class Rules:
+class Rules(QueueModel):
     """The rules of one run. `seen` counts how often what happened."""
 
     def __init__(self, broker: QueueBroker, seen: Counter[str]) -> None:
-        self.broker = broker
-        self.settings = broker.settings
+        super().__init__(broker)
         self.seen = seen
-        self.totals = {pool: broker.totals(pool) for pool in self.settings.pools}
-        self.known: dict[str, Workspace] = {}
         self.told: defaultdict[str, Told] = defaultdict(Told)
         self.before: dict[str, Waiter] = {}  # who waited at the last check
         self.happened = Happened()
+        self.lingered = False  # whether, at the last check, VMs were still there because their host was lost
         self.story: list[str] = []
         """What happened, for whoever has to find out why."""
-        self.shares: defaultdict[str, list[tuple[datetime, float]]] = defaultdict(list)
-        """By tenant, what part of all there is it held from when on."""
         broker.noted = self.note
         broker.looked = self.check
 
@@ -91,10 +86,8 @@ class Rules:
     def note(self, workspace: Workspace) -> None:
         """Takes in one change."""
         now = self.broker.now
-        was = self.known.get(workspace.uid)
-        self.known[workspace.uid] = workspace
+        was = self.keep(workspace)
         self.story.append(f"{told(now)} {brief(workspace)}")
-        self.shares[workspace.tenant].append((now, self.share(workspace.tenant)))
         self._check_standing_still(was, workspace, now)
         moved = was is not None and [node.host for node in was.nodes] != [node.host for node in workspace.nodes]
         old = was.state if was is not None else None
@@ -175,7 +168,7 @@ class Rules:
         start = terms.start_time or terms.earliest_start_time or now
         length = self.length(record, now)
         heeds_nobody = not waiting or (start > now and not any(self.starved(each, now) for each in waiting))
-        if heeds_nobody and terms.deadline is None and self._within_limits(record):
+        if heeds_nobody and terms.deadline is None and self.within_limits(record):
             self.free_now = self.room(record, start, length, Ledger(self.records(), now))
 
     def accepted(self, workspace: Workspace) -> None:
@@ -202,131 +195,6 @@ class Rules:
         assert limits or never or not self.free_now, f"there is room, and nobody before it: {refusal}"
         assert limits or never or self.asked.terms.queue_until is None, f"it would have waited: {refusal}"
 
-    def _within_limits(self, record: Workspace) -> bool:
-        held = self.used_now(record.tenant)
-        held.update({"cpu": sum(each["cpu"] for each in self.wanted(record)), "nodes": len(self.wanted(record))})
-        return all(held[name] <= limit for name, limit in self.settings.tenants[record.tenant].limits.items())
-
-    # What is there
-
-    def records(self) -> list[Workspace]:
-        """Every workspace that is not at its end, as it was noted last."""
-        return [each for each in self.known.values() if each.state not in FINAL]
-
-    def policy(self, pool: str) -> str:
-        """Its backfill."""
-        return self.settings.pools[pool].backfill
-
-    def pools(self, workspace: Workspace) -> set[str]:
-        """Where it could go."""
-        if workspace.nodes:
-            return {node.pool for node in workspace.nodes}
-        return {workspace.requested_pool} if workspace.requested_pool else set(self.settings.pools)
-
-    def wanted(self, workspace: Workspace) -> list[dict[str, int]]:
-        """What each node that wants a place takes."""
-        if workspace.nodes:
-            return [dict(node.held) for node in workspace.nodes if node.state not in FINAL]
-        return [dict(each.amounts) for each in workspace.node_sets for _ in range(each.count)]
-
-    def length(self, workspace: Workspace, now: datetime) -> timedelta:
-        """For how long."""
-        if not workspace.nodes:
-            return FAR - now if workspace.terms.duration is None else workspace.terms.duration
-        if workspace.end_time is None:
-            return FAR - now
-        left = workspace.end_time - (workspace.preempted_time or now)
-        if workspace.preempted_time is not None and workspace.terms.deadline is not None:
-            left = min(left, workspace.terms.deadline - now)
-        return left
-
-    def room(self, workspace: Workspace, start: datetime, length: timedelta, ledger: Ledger) -> bool:
-        """Whether all its nodes find room somewhere, on hosts that are not lost, for all that time."""
-        nodes = tuple((tuple(each.get(name, 0) for name in RESOURCES), -1) for each in self.wanted(workspace))
-        end = min(FAR, start + length)
-        return any(
-            exists(
-                tuple(
-                    tuple(total[name] - ledger.most(pool, host, name, start, end) for name in RESOURCES)
-                    for host, total in self.totals[pool].items()
-                    if (pool, host) not in self.broker.lost
-                ),
-                nodes,
-            )
-            for pool in self.pools(workspace)
-        )
-
-    def earliest(self, workspace: Workspace, now: datetime, ledger: Ledger) -> datetime | None:
-        """The first start there is room for: now, or where something ends."""
-        length = self.length(workspace, now)
-        starts = [now, now + INSTANT, *(end for end in ledger.ends() if end < FAR)]
-        return next((start for start in starts if self.room(workspace, start, length, ledger)), None)
-
-    def never_fits(self, workspace: Workspace) -> bool:
-        """Whether it would not even fit if every host were there and empty."""
-        lost, self.broker.lost = self.broker.lost, set()
-        try:
-            return not self.room(workspace, self.broker.now, timedelta(1), Ledger((), self.broker.now))
-        finally:
-            self.broker.lost = lost
-
-    # Order
-
-    def share(self, tenant: str) -> float:
-        """What part of all there is a tenant holds, of the resource of which that is most; what is reserved counts."""
-        total: Counter[str] = Counter()
-        for hosts in self.totals.values():
-            for amounts in hosts.values():
-                total.update({name: amounts[name] for name in RESOURCES})
-        held = self.used_now(tenant)
-        return max(held[name] / total[name] for name in RESOURCES)
-
-    def used_now(self, tenant: str) -> Counter[str]:
-        """What counts against a tenant's limits."""
-        held: Counter[str] = Counter()
-        for each in self.records():
-            if each.tenant != tenant:
-                continue
-            if not each.nodes:
-                held["nodes"] += sum(wanted.count for wanted in each.node_sets)
-            for node in each.nodes:
-                held["nodes"] += node.state not in FINAL
-                if not node.released and node.state is not State.PENDING and node.state not in FINAL:
-                    held.update(node.held)
-        return held
-
-    def used(self, tenant: str, now: datetime) -> float:
-        """Its share added up over time, halved with each half-life, by its weight."""
-        half_life = self.settings.queue.half_life
-        total = 0.0
-        changes = self.shares[tenant]
-        for (since, share), (until, _) in zip(changes, [*changes[1:], (now, 0.0)], strict=True):
-            # The integral of a power of two from `until` back to `since`, both in half-lives before now.
-            ages = [0.5 ** ((now - instant) / half_life) for instant in (until, since)]
-            total += share * (ages[0] - ages[1])
-        return total / self.settings.tenants[tenant].share
-
-    def ahead(self, one: Workspace, other: Workspace, now: datetime) -> bool:
-        """Whether one is surely before the other; not where what their tenants used is the same but for rounding."""
-        keys = []
-        for each in (one, other):
-            key: list[float] = [not overdue(each)]
-            if self.settings.queue.order == "fair-share":
-                starved = self.starved(each, now)
-                came = _since(each).timestamp() if starved else 0.0
-                key += [each.terms.preemptible, not starved, came, -each.terms.priority]
-                if one.tenant != other.tenant:
-                    key.append(self.used(each.tenant, now))
-            keys.append(key)
-        mine, theirs = keys
-        if mine[:-1] == theirs[:-1] and one.tenant != other.tenant and abs(mine[-1] - theirs[-1]) < 1e-9:
-            return False
-        return (mine, _since(one)) < (theirs, _since(other))
-
-    def starved(self, workspace: Workspace, now: datetime) -> bool:
-        """Whether it has waited for too long."""
-        return waits(workspace) and now - _since(workspace) >= self.settings.queue.starvation_limit
-
     # The rules
 
     def check(self) -> None:
@@ -340,6 +208,9 @@ class Rules:
         self._check_plans(waiters)
         self._check_first(waiters, now)
         self.before, self.happened = waiters, Happened()
+        self.lingered = any(
+            self.told[each.uid].lost_a_host and each.state is State.TERMINATING for each in self.records()
+        )
         if waiters:
             queue = [f"{each.workspace.id} {told(each.start)}{' starved' * each.starved}" for each in waiters.values()]
             self.story.append(f"{told(now)} queue: {', '.join(queue)}")
@@ -350,27 +221,22 @@ class Rules:
         for each in self.records():
             if waits(each):
                 place = self.broker.place(each.uid)
+                was = self.before.get(each.uid)
+                # What was kept and has come this moment is still to be kept: a VM has to go first.
+                moment = was is not None and was.heeded and place.due is not None and was.start == place.due
+                moment = moment and place.due is not None and now - place.due < TOLERANCE
+                policies = {self.policy(pool) for pool in self.pools(each)}
                 found[each.uid] = Waiter(
                     workspace=each,
                     position=place.position,
-                    start=place.start,
+                    start=was.start if moment and was is not None else place.start,
+                    planned=place.start,
                     ready=self.ready(each),
                     starved=self.starved(each, now),
                     shut=place.starved,
+                    heeded=place.position == 1 or self.starved(each, now) or policies <= {"conservative", "none"},
                 )
         return dict(sorted(found.items(), key=lambda item: item[1].position))
-
-    def ready(self, workspace: Workspace) -> bool:
-        """Whether nothing but room keeps it waiting: neither its window, nor its limits, nor what is under way."""
-        earliest = workspace.terms.earliest_start_time
-        if not workspace.nodes and earliest is not None and earliest > self.broker.now:
-            return False
-        if any(node.state in MOVING for node in workspace.nodes):
-            return False
-        held = self.used_now(workspace.tenant)
-        held.update({"cpu": sum(each["cpu"] for each in self.wanted(workspace))})
-        limits = self.settings.tenants[workspace.tenant].limits
-        return all(held[name] <= limit for name, limit in limits.items())
 
     def _check_capacity(self, now: datetime) -> None:
         """At no instant is more promised of a host than there is; nor does more hold it now."""
@@ -447,7 +313,7 @@ class Rules:
             return
         self.seen["waited in vain"] += 1
         limits = [was.terms.queue_until, was.terms.deadline, was.end_time]
-        assert any(limit is not None and limit - now < was_length(was) + MOMENT for limit in limits), (
+        assert any(limit is not None and limit - now < latest_before(was) + MOMENT for limit in limits), (
             f"{was.id} has failed before its time was up"
         )
 
@@ -490,11 +356,9 @@ class Rules:
             was = before.get(uid)
             if was is None or was.start is None or not (each.ready and was.ready):
                 continue
-            policies = {self.policy(pool) for pool in self.pools(each.workspace)}
-            first = each.position == was.position == 1
-            heeded = first or was.starved or policies <= {"conservative", "none"}
-            if not heeded or self._excused(uid, was, waiters):
+            if not (each.heeded and was.heeded) or self._excused(uid, was, waiters):
                 continue
+            first = each.position == was.position == 1
             behind = [begun for begun in self.happened.begun if self.ahead(each.workspace, begun.before, begun.time)]
             self.seen["plans kept"] += 1
             self.seen["plans of the first kept, somebody began behind"] += first and bool(behind)
@@ -507,7 +371,7 @@ class Rules:
         """Whether a planned start may have become later: hosts failed, room was promised, others gave way, or those
         before it are not what they were."""
         happened = self.happened
-        if happened.failures or happened.spared or self.broker.lost:
+        if happened.failures or happened.spared or self.broker.lost or self.lingered:
             return True
         mine = waiters[uid].workspace
         if not was.starved and (happened.promised or happened.preemption):
@@ -556,35 +420,9 @@ class Rules:
 
 def _other_plan(before: Waiter, now: Waiter) -> bool:
     """Whether what one keeps others from may be another than before."""
-    if (before.ready, before.shut) != (now.ready, now.shut) or before.start is None or now.start is None:
-        return (before.ready, before.shut, before.start) != (now.ready, now.shut, now.start)
-    return abs(before.start - now.start) > TOLERANCE
+    return (before.ready, before.shut, before.planned) != (now.ready, now.shut, now.planned)
 
 
-def told(instant: datetime | None) -> str:
-    """An instant, briefly."""
-    return "never" if instant is None else f"{instant:%H:%M:%S}" + f".{instant.microsecond:06}".rstrip("0").rstrip(".")
-
-
-def brief(workspace: Workspace) -> str:
-    """A workspace, briefly."""
-    wanted, terms = workspace.node_sets[0], workspace.terms
-    words = [f"{workspace.id} {workspace.state} of {workspace.tenant}, {wanted.count} x {dict(wanted.amounts)}"]
-    words += [f"on {'+'.join(node.host for node in workspace.nodes)}"] if workspace.nodes else []
-    words += [f"in {workspace.requested_pool or 'any'}, {told(workspace.start_time)} to {told(workspace.end_time)}"]
-    words += [f"for {terms.duration}"] * (not workspace.nodes)
-    words += ["preemptible"] * terms.preemptible + [f"priority {terms.priority}"] * bool(terms.priority)
-    words += [f"deadline {told(terms.deadline)}"] * (terms.deadline is not None)
-    words += [f"waits since {told(workspace.waiting_since)}"] * waits(workspace)
-    words += [f"gives way at {told(workspace.preemption.free_time)}"] if workspace.preemption else []
-    words += [f"stands still since {told(workspace.preempted_time)}"] * (workspace.preempted_time is not None)
-    return ", ".join(words)
-
-
-def _since(workspace: Workspace) -> datetime:
-    return workspace.waiting_since or workspace.create_time
-
-
-def was_length(workspace: Workspace) -> timedelta:
+def latest_before(workspace: Workspace) -> timedelta:
     """How long before its deadline one that has no place yet must begin."""
     return timedelta() if workspace.nodes else workspace.terms.duration or timedelta()
