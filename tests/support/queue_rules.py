@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -39,7 +39,8 @@ class Waiter:
 
     workspace: Workspace
     position: int
-    start: datetime | None  # as it was told
+    start: datetime | None  # what it was told and is to be kept
+    due: datetime | None  # what it was told before and came a moment ago
     planned: datetime | None  # as things stand
     ready: bool  # nothing but room keeps it waiting
     starved: bool
@@ -221,15 +222,12 @@ class Rules(QueueModel):
         for each in self.records():
             if waits(each):
                 place = self.broker.place(each.uid)
-                was = self.before.get(each.uid)
-                # What was kept and has come this moment is still to be kept: a VM has to go first.
-                moment = was is not None and was.heeded and place.due is not None and was.start == place.due
-                moment = moment and place.due is not None and now - place.due < TOLERANCE
                 policies = {self.policy(pool) for pool in self.pools(each)}
                 found[each.uid] = Waiter(
                     workspace=each,
                     position=place.position,
-                    start=was.start if moment and was is not None else place.start,
+                    start=place.start,
+                    due=place.due,
                     planned=place.start,
                     ready=self.ready(each),
                     starved=self.starved(each, now),
@@ -349,14 +347,17 @@ class Rules(QueueModel):
         assert beside <= alone, f"{begun.workspace.id} puts off {first.id} from {alone} to {beside}"
         self.seen["passed the first without hurting it"] += 1
 
-    def _check_plans(self, waiters: Mapping[str, Waiter]) -> None:
+    def _check_plans(self, waiters: dict[str, Waiter]) -> None:
         """Planned starts that somebody has to heed do not move, but for a reason that may move them."""
         before = self.before
-        for uid, each in waiters.items():
+        for uid, each in list(waiters.items()):
             was = before.get(uid)
             if was is None or was.start is None or not (each.ready and was.ready):
                 continue
             if not (each.heeded and was.heeded) or self._excused(uid, was, waiters):
+                continue
+            if each.due == was.start and self.broker.now - was.start < TOLERANCE:
+                waiters[uid] = replace(each, start=was.start)  # a VM has to go first
                 continue
             first = each.position == was.position == 1
             behind = [begun for begun in self.happened.begun if self.ahead(each.workspace, begun.before, begun.time)]
