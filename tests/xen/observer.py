@@ -112,11 +112,10 @@ def xen_domains(host: Host) -> set[str]:
 
 
 def booting(host: Host) -> set[int]:
-    """The ids of guests whose kernel does not listen to Xen yet: asked to stop or to be saved, they would not."""
-    look = (
-        "for d in $(xenstore-list /local/domain); do echo $d $(xenstore-read /local/domain/$d/control/feature-poweroff"
-    )
-    lines = host.ssh(f"{look} 2>/dev/null); done").splitlines()
+    """The ids of guests whose kernel does not listen to Xen yet: asked to stop or to be saved, they would not. One that
+    goes on from saved memory, or has moved, does listen and does not say so again."""
+    heard = "xenstore-read /local/domain/$d/control/feature-poweroff 2>/dev/null"
+    lines = host.ssh(f"for d in $(xenstore-list /local/domain); do echo $d $({heard}); done").splitlines()
     return {int(line) for line in lines if len(line.split()) == 1} - {0}
 
 

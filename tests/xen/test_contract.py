@@ -31,7 +31,7 @@ TIMED_OUT, ABORTED = 68, 78
 
 
 class Tap:
-    """A connection, or a domain of one: the real one, but for calls that are to fail; reboots are noted."""
+    """A connection, or a domain of one: the real one, but for calls that are to fail; who boots is noted."""
 
     def __init__(self, real: Any, rig: XenRig) -> None:
         self._real = real
@@ -43,8 +43,8 @@ class Tap:
             return found
 
         def call(*arguments: Any) -> Any:
-            if name == "reboot":
-                self._rig.rebooting[self._real.UUIDString()] = self._real.ID()
+            if name == "reboot" or (name == "create" and not self._real.hasManagedSaveImage()):
+                self._rig.booting[self._real.UUIDString()] = self._real.ID()
             waiting = self._rig.faults.by_call.get(name)
             answer = waiting.pop(0)(lambda: found(*arguments)) if waiting else found(*arguments)
             return Tap(answer, self._rig) if isinstance(answer, libvirt.virDomain) else answer
@@ -59,7 +59,7 @@ class XenRig:
     hosts: tuple[Host, ...]
     backend: LibvirtBackend = field(init=False)
     faults: Faults = field(default_factory=Faults)
-    rebooting: dict[str, int] = field(default_factory=dict)  # UUID -> Xen's id before
+    booting: dict[str, int] = field(default_factory=dict)  # UUID -> Xen's id before, -1: none
     other_host: str = "xenlab-2"
 
     def node(self, number: int = 0) -> NodeSpec:
@@ -72,7 +72,7 @@ class XenRig:
         )
 
     async def settle(self) -> None:
-        """Waits until no guest is on its way: none asked to stop still runs, none to reboot is old, all have booted."""
+        """Waits until no guest is on its way: none asked to stop still runs, who boots has booted."""
         deadline = asyncio.get_running_loop().time() + 90
         while under_way := await asyncio.to_thread(self._under_way):
             assert asyncio.get_running_loop().time() < deadline, f"still under way: {under_way}"
@@ -82,12 +82,15 @@ class XenRig:
     def _under_way(self) -> list[str]:
         found = []
         for host in self.hosts:
-            booting = observer.booting(host)
+            deaf = observer.booting(host)
             for each in observer.domains(host).values():
-                old = self.rebooting.get(each.uuid) == each.id
+                before = self.booting.get(each.uuid)
                 asked = observer.STOPPING in each.live_xml
-                if each.state == "ending" or asked or old or (each.state == "running" and each.id in booting):
-                    found.append(f"{each.name} on {host.name}: {each.state}, id {each.id}, {old=} {asked=} {booting=}")
+                boots = before is not None and each.state != "paused" and (each.id in deaf or each.id == before)
+                if each.state == "ending" or asked or boots:
+                    found.append(f"{each.name} on {host.name}: {each.state}, id {each.id} after {before}, {asked=}")
+                else:
+                    self.booting.pop(each.uuid, None)
         return found
 
     def connect(self, uri: str, closed: Callable[[str], None], noticed: Callable[[], None]) -> tuple[Connection, Facts]:
